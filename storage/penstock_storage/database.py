@@ -1,0 +1,78 @@
+"""What SqlStore needs of one kind of database: the seam between sqlite.py and postgresql.py.
+
+Each knows how to connect safely, how to run one fenced commit, and what its driver's errors mean. It knows nothing of
+queues: a commit arrives here as steps of SQL text and rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
+
+import sqlalchemy as sa
+
+from penstock_storage.interface import Incarnation
+from penstock_storage.statements import Statements
+
+Step = tuple[str, Sequence[tuple[Any, ...]]]
+"""One statement's text, and the rows to run it with."""
+
+
+class Reader(Protocol):
+    """A driver's connection, as far as sqlite3 and psycopg agree."""
+
+    def execute(self, query: str, parameters: Any, /) -> ReaderCursor:
+        """Runs one statement."""
+
+
+class ReaderCursor(Protocol):
+    """A driver's cursor, as far as sqlite3 and psycopg agree."""
+
+    def fetchone(self) -> Any:
+        """The next row, or None."""
+
+    def fetchall(self) -> list[Any]:
+        """All rows that are left."""
+
+    def __iter__(self) -> Iterator[Any]:
+        """Row by row."""
+
+
+class Database(Protocol):
+    """One database with its engine, pools and error mapping. Thread-safe."""
+
+    statements: Statements
+    dialect: sa.Dialect
+    limits_rows: bool
+    """Whether results come whole, so that statements carry limits. Otherwise cursors go as far as they are read."""
+
+    @property
+    def full(self) -> bool:
+        """Whether commits that add messages are refused for want of space."""
+
+    def commit(self, incarnation: Incarnation, steps: Sequence[Step], adds: bool) -> None:
+        """BEGIN, fence, steps, COMMIT. Raises what Store.commit raises. `adds`: it needs space."""
+
+    def transaction(self) -> AbstractContextManager[sa.Connection]:
+        """A writing transaction for what is rare. Errors inside it and of its COMMIT are mapped like those of `commit`.
+
+        StoreError raised inside rolls back and passes."""
+
+    def note(self, text: str, row: tuple[Any, ...]) -> None:
+        """One small write without a fence, that is right whoever does it. Raises StoreError."""
+
+    def read(self) -> AbstractContextManager[Reader]:
+        """A driver's connection that sees everything committed before. Driver errors become StoreError."""
+
+    def firsts(self, firsts: Sequence[int]) -> Any:
+        """Sequence numbers as the parameter `firsts` of a statement."""
+
+    def renew(self) -> None:
+        """Called by acquire, before it looks at anything: lets go of connections whose state is in doubt."""
+
+    def maintain(self) -> None:
+        """Called after each sweep: gives space back."""
+
+    def close(self) -> None:
+        """Waits for running calls, then lets go of everything."""

@@ -1,0 +1,267 @@
+"""Reads rows and verifies them.
+
+A row whose checksum is wrong is copied into `quarantine`, logged once, counted, and left out of every result. The row itself
+stays where it is until its log is trimmed or deleted; the copy stays for good. A segment whose state is corrupt is left
+out too: to serve it could bring deleted messages back.
+
+Pages are filled with good rows: a page that comes back short means that there is nothing more, whatever was corrupt.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import struct
+import threading
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import sqlalchemy as sa
+
+from penstock_storage import checksum
+from penstock_storage.database import Database
+from penstock_storage.interface import (
+    CredentialRow,
+    DeduplicationRow,
+    DeliveryRow,
+    LoadedSegment,
+    LogId,
+    LogRow,
+    ResourceRow,
+    SegmentKey,
+    SegmentRow,
+    StateRow,
+    StoreError,
+)
+from penstock_storage.schema import credentials, meta, resources
+from penstock_storage.statements import LOCATED_WIDTH
+
+logger = logging.getLogger(__name__)
+
+FIRSTS_AT_ONCE = 1000
+"""How many segments one statement looks up."""
+
+
+class Loader:
+    """Loads for SqlStore. Thread-safe."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._statements = database.statements
+        self._lock = threading.Lock()
+        self._corrupt: set[tuple[int, str, int, int]] = set()
+
+    @property
+    def quarantined(self) -> int:
+        """How many corrupt rows were met."""
+        return len(self._corrupt)
+
+    def cluster_secret(self) -> bytes:
+        """See Store.cluster_secret."""
+        with self._database.read() as reader:
+            text = self._compile(sa.select(meta.c.content).where(meta.c.name == sa.literal_column("'cluster_secret'")))
+            row = reader.execute(text, ()).fetchone()
+        if row is None:
+            raise StoreError("the store has no cluster secret: it was not made by Penstock, or is damaged")
+        return bytes(row[0])
+
+    def load_resources(self) -> list[ResourceRow]:
+        """See Store.load_resources."""
+        columns = resources.c
+        text = self._compile(
+            sa.select(
+                columns.resource_id, columns.account, columns.region, columns.kind, columns.name, columns.log_id,
+                columns.attributes, columns.version, columns.created_ms, columns.modified_ms,
+            ).order_by(columns.resource_id)
+        )  # fmt: skip
+        with self._database.read() as reader:
+            return [ResourceRow(*row) for row in reader.execute(text, ()).fetchall()]
+
+    def load_credentials(self) -> list[CredentialRow]:
+        """See Store.load_credentials."""
+        columns = credentials.c
+        text = self._compile(
+            sa.select(
+                columns.key_id, columns.account, columns.role, columns.description, columns.sealed_secret,
+                columns.created_ms,
+            ).order_by(columns.key_id)
+        )  # fmt: skip
+        with self._database.read() as reader:
+            return [CredentialRow(*row) for row in reader.execute(text, ()).fetchall()]
+
+    def load_log(self, log_id: LogId, now_ms: int) -> LogRow:
+        """See Store.load_log. The totals are sums over an index; what is in quarantine is taken off."""
+        statements = self._statements
+        with self._database.read() as reader:
+            row = reader.execute(statements.load_log, (log_id,)).fetchone()
+            if row is None:
+                raise KeyError(log_id)
+            reserved, trimmed = row
+            stored = reader.execute(statements.load_totals, (now_ms, log_id, trimmed)).fetchone()
+            deleted = reader.execute(statements.load_deleted, (now_ms, log_id, trimmed)).fetchone()
+            messages, size_bytes, delayed = (
+                int(total or 0) - int(gone or 0) for total, gone in zip(stored, deleted, strict=True)
+            )
+            for kind, due_ms, first in reader.execute(statements.load_quarantined, (log_id,)).fetchall():
+                if kind != "segments" or first < trimmed:
+                    continue
+                head = reader.execute(statements.load_segment_head, (log_id, due_ms, first)).fetchone()
+                if head is not None:
+                    count, bytes_of_it, deleted_count, deleted_bytes = head
+                    messages -= count - (deleted_count or 0)
+                    size_bytes -= bytes_of_it - (deleted_bytes or 0)
+                    if due_ms > now_ms:
+                        delayed -= count - (deleted_count or 0)
+        return LogRow(log_id, reserved, trimmed, messages, size_bytes, delayed)
+
+    def load_deliveries(self, log_id: LogId, after: int, limit: int) -> list[DeliveryRow]:
+        """See Store.load_deliveries."""
+        found: list[DeliveryRow] = []
+        more = limit > 0
+        while more:
+            more = False
+            with self._database.read() as reader:
+                parameters = (log_id, after, limit) if self._database.limits_rows else (log_id, after)
+                for number, visible_ms, stored_sum, runs in reader.execute(
+                    self._statements.load_deliveries, parameters
+                ):
+                    after = number
+                    try:
+                        good = checksum.delivery(log_id, number, visible_ms, runs) == stored_sum
+                    except (struct.error, TypeError):
+                        good = False  # The flip changed a value's type.
+                    if good:
+                        found.append(DeliveryRow(log_id, number, visible_ms, bytes(runs)))
+                        if len(found) == limit:
+                            return found
+                    else:
+                        fields = {"visible_ms": visible_ms, "checksum": stored_sum}
+                        self._quarantine(log_id, "deliveries", number, 0, fields, runs)
+                        more = self._database.limits_rows
+        return found
+
+    def load_deduplication(self, log_id: LogId, since_ms: int) -> list[DeduplicationRow]:
+        """See Store.load_deduplication."""
+        found = []
+        with self._database.read() as reader:
+            for at_ms, number, stored_sum, entries in reader.execute(
+                self._statements.load_deduplication, (log_id, since_ms)
+            ):
+                try:
+                    good = checksum.deduplication(log_id, at_ms, number, entries) == stored_sum
+                except (struct.error, TypeError):
+                    good = False
+                if good:
+                    found.append(DeduplicationRow(log_id, at_ms, number, bytes(entries)))
+                else:
+                    self._quarantine(log_id, "deduplication", at_ms, number, {"checksum": stored_sum}, entries)
+        return found
+
+    def load_arrivals(
+        self, log_id: LogId, after: tuple[int, int], until_due_ms: int, max_segments: int, max_bytes: int
+    ) -> list[LoadedSegment]:
+        """See Store.load_arrivals."""
+        found: list[LoadedSegment] = []
+        total_bytes = 0
+        more = max_segments > 0
+        while more:
+            more = False
+            parameters: tuple[int, ...] = (log_id, *after, until_due_ms)
+            if self._database.limits_rows:
+                parameters += (max_segments, log_id, max(1, max_bytes - total_bytes))
+            with self._database.read() as reader:
+                for row in reader.execute(self._statements.load_arrivals, parameters):
+                    after = (row[1], row[2])
+                    loaded = self._verified(row)
+                    if loaded is None:
+                        more = self._database.limits_rows
+                        continue
+                    found.append(loaded)
+                    total_bytes += len(row[-1])
+                    if len(found) == max_segments or total_bytes >= max_bytes:
+                        return found
+        return found
+
+    def load_segments(self, keys: Sequence[SegmentKey]) -> list[LoadedSegment]:
+        """See Store.load_segments."""
+        wanted: defaultdict[LogId, list[int]] = defaultdict(list)
+        for key in keys:
+            wanted[key.log_id].append(key.first)
+        found = {}
+        for log_id, firsts in wanted.items():
+            for loaded in self._load_firsts(self._statements.load_segments, log_id, firsts):
+                found[loaded.segment.key] = loaded
+        return [found[key] for key in keys if key in found]
+
+    def locate_segments(self, log_id: LogId, firsts: Sequence[int]) -> list[LoadedSegment]:
+        """See Store.locate_segments."""
+        return self._load_firsts(self._statements.locate_segments, log_id, firsts)
+
+    def _load_firsts(self, text: str, log_id: LogId, firsts: Sequence[int]) -> list[LoadedSegment]:
+        found = []
+        for start in range(0, len(firsts), FIRSTS_AT_ONCE):
+            some = self._database.firsts(firsts[start : start + FIRSTS_AT_ONCE])
+            with self._database.read() as reader:
+                rows: Iterable[Any] = reader.execute(text, (log_id, some)).fetchall()
+            for row in rows:
+                loaded = self._verified(row)
+                if loaded is not None:
+                    found.append(loaded)
+        return found
+
+    def _verified(self, row: Any) -> LoadedSegment | None:
+        """A row of SEGMENT_HEAD, STATE and perhaps checksum and payload; None when it goes to quarantine."""
+        log_id, due_ms, first, count, size_bytes, sent_ms, head_sum, deleted, deleted_count, deleted_bytes, state_sum = (
+            row[:LOCATED_WIDTH]
+        )
+        payload = row[-1] if len(row) > LOCATED_WIDTH else None
+        try:
+            good = checksum.segment_head(log_id, due_ms, first, count, size_bytes, sent_ms) == head_sum
+            if payload is not None:
+                good = good and checksum.segment(head_sum, payload) == row[-2]
+        except (struct.error, TypeError):
+            good = False
+        state = None
+        if deleted is not None or state_sum is not None:
+            try:
+                if checksum.state(log_id, first, deleted_count, deleted_bytes, deleted) == state_sum:
+                    state = StateRow(log_id, first, bytes(deleted), deleted_count, deleted_bytes)
+            except (struct.error, TypeError):
+                pass  # The flip changed a value's type: like a wrong checksum.
+            if state is None:
+                fields = {
+                    "deleted_count": deleted_count, "deleted_bytes": deleted_bytes, "checksum": state_sum,
+                }  # fmt: skip
+                self._quarantine(log_id, "segment_states", first, 0, fields, deleted)
+                good = False
+        if not good:
+            fields = {
+                "count": count, "size_bytes": size_bytes, "sent_ms": sent_ms, "head_checksum": head_sum,
+                "checksum": row[-2] if payload is not None else None,
+            }  # fmt: skip
+            self._quarantine(log_id, "segments", due_ms, first, fields, payload)
+            return None
+        payload = None if payload is None else bytes(payload)
+        return LoadedSegment(SegmentRow(log_id, due_ms, first, count, size_bytes, sent_ms, payload), state)
+
+    def _quarantine(self, log_id: int, kind: str, key_1: int, key_2: int, fields: dict[str, Any], content: Any) -> None:
+        with self._lock:
+            key = (log_id, kind, key_1, key_2)
+            if key in self._corrupt:
+                return
+            self._corrupt.add(key)
+        logger.critical(
+            "corrupt row in %s of log %d, key (%d, %d): its checksum is wrong; it is not served any more",
+            kind, log_id, key_1, key_2,
+        )  # fmt: skip
+        raw = content if isinstance(content, bytes) else str(content).encode()
+        row = (log_id, kind, key_1, key_2, json.dumps(fields, default=repr), raw)
+        try:
+            self._database.note(self._statements.insert_quarantine, row)
+        except StoreError as error:
+            # The row itself is still there, and is left out as long as this store is open.
+            logger.error("could not copy a corrupt row of log %d to the quarantine: %s", log_id, error)
+
+    def _compile(self, statement: sa.Select[Any]) -> str:
+        return str(statement.compile(dialect=self._database.dialect))
