@@ -68,6 +68,9 @@ class Database(Protocol):
     def firsts(self, firsts: Sequence[int]) -> Any:
         """Sequence numbers as the parameter `firsts` of a statement."""
 
+    def make_room(self) -> bool:
+        """Called when something that must be possible meets a full disk. Whether it is worth another try."""
+
     def renew(self) -> None:
         """Called by acquire, before it looks at anything: lets go of connections whose state is in doubt."""
 

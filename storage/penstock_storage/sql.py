@@ -33,6 +33,7 @@ from penstock_storage.interface import (
     LogRow,
     ResourceRow,
     SegmentKey,
+    StoreFull,
     StoreUnreachable,
 )
 from penstock_storage.load import Loader
@@ -98,6 +99,14 @@ class SqlStore:
         """See Store.acquire. Committed before it returns; every load afterwards is a transaction of its own and so sees
         the last commit of the incarnation before."""
         self._database.renew()
+        try:
+            return self._acquire(node, address, now_ms)
+        except StoreFull:
+            if not self._database.make_room():
+                raise
+            return self._acquire(node, address, now_ms)
+
+    def _acquire(self, node: str, address: str, now_ms: int) -> Incarnation:
         fences, nodes, slots = schema.fences, schema.nodes, schema.slots
         with self._database.transaction() as connection:
             # This row orders concurrent acquires among each other.
@@ -188,7 +197,7 @@ class SqlStore:
             with self._database.transaction() as connection:
                 if not migrate(connection):
                     return
-                first = [
+                first: list[dict[str, Any]] = [
                     {"name": "incarnation", "number": 0, "content": None},
                     {"name": "next_id", "number": 0, "content": None},
                     {"name": "cluster_secret", "number": None, "content": os.urandom(32)},

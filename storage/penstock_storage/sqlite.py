@@ -154,7 +154,14 @@ class SqliteDatabase:
 
     def firsts(self, firsts: Sequence[int]) -> str:
         """A JSON array: one parameter however many numbers there are."""
-        return json.dumps(firsts)
+        return json.dumps(list(firsts))
+
+    def make_room(self) -> bool:
+        """Lets go of the reserve."""
+        with self._write_lock:
+            held = self._reserve.held
+            self._reserve.release()
+            return held
 
     def renew(self) -> None:
         """Opens the writer's connection anew, so that nothing is left of what was in doubt."""

@@ -117,7 +117,7 @@ def compile_statements(dialect: sa.Dialect) -> Statements:
     shared = dialect.name == "postgresql"
 
     living = sa.and_(logs.c.log_id == b("log_id"), logs.c.garbage == zero)
-    fence = sa.select(one.label("held")).where(
+    fence: sa.Select[Any] = sa.select(one.label("held")).where(
         fences.c.node == b("node"), fences.c.incarnation == b("incarnation")
     )
     if shared:
@@ -168,7 +168,7 @@ def compile_statements(dialect: sa.Dialect) -> Statements:
             .where(seg.log_id == b("same_log_id"), chosen.c.before < b("max_bytes", type_=sa.BigInteger))
             .order_by(seg.due_ms, seg.first)
         )
-        arrival_order = (
+        arrival_order: tuple[str, ...] = (
             "log_id", "after_due_ms", "after_first", "until_due_ms", "max_segments", "same_log_id", "max_bytes",
         )  # fmt: skip
         these_firsts = seg.first == sa.func.any(b("firsts", type_=postgresql.ARRAY(sa.BigInteger)))
