@@ -1,0 +1,223 @@
+"""A broker without its doors: store, lane, services and background tasks, put together and run.
+
+    nursery of the lane          commits until everything above has ended
+      nursery of the background  the timer, page-ins, move tasks, the sweeper
+        the doors                (server.py) accept connections and run sessions
+
+The three levels are the stages of a stop: the doors close and drain, then the background ends, then the last commit.
+The simulation runs this very class over an in-memory store and in-memory streams.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import structlog
+import trio
+
+from penstock_broker.access import Keyring
+from penstock_broker.call import Call
+from penstock_broker.catalog import MOVE_TASK, QUEUE, QueueCatalog, QueueRecord
+from penstock_broker.counters import Counters
+from penstock_broker.dispatch import Dispatcher, Handler
+from penstock_broker.key_admin import KeyAdmin
+from penstock_broker.lane import Lane
+from penstock_broker.move_tasks import MoveTasks
+from penstock_broker.ports import Ports
+from penstock_broker.queue_admin import QueueAdmin
+from penstock_broker.queue_service import QueueService
+from penstock_broker.queues.queue import Budget
+from penstock_broker.session import Session, SessionLimits
+from penstock_protocol.codec import Message
+from penstock_protocol.errors import InternalError
+from penstock_protocol.session_messages import Empty
+from penstock_storage.interface import Fenced, Store, StoreError
+
+log = structlog.get_logger()
+
+SWEEP_ROWS = 1_000
+SWEEP_IDLE_SECONDS = 5.0
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class BrokerOptions:
+    """What a broker is told. `address` is how others reach it; `content_bytes` bounds message content in memory."""
+
+    node: str = "broker"
+    address: str = ""
+    account: str = "000000000000"
+    region: str = "local"
+    content_bytes: int = 64 * 1024 * 1024
+    session: SessionLimits = dataclasses.field(default_factory=SessionLimits)
+    server_name: str = "penstock/0.1"
+
+
+class Broker:
+    """See the module. Built by `running`."""
+
+    def __init__(
+        self, store: Store, ports: Ports, options: BrokerOptions, sealing_key: bytes, nursery: trio.Nursery
+    ) -> None:
+        self._store = store
+        self._ports = ports
+        self._options = options
+        self._sealing_key = sealing_key
+        self._background = nursery
+        self.counters = Counters()
+        self.catalog = QueueCatalog()
+        self.sessions: set[Session] = set()
+        self.ready = False
+
+    async def load(self) -> None:
+        """Takes the slots and loads what there is. StoreError when the store does not play along."""
+        store, ports, options = self._store, self._ports, self._options
+        secret = await ports.in_thread(store.cluster_secret)
+        self.queues = QueueService(
+            store, self.catalog, ports, self.counters, secret, Budget(options.content_bytes), self._start
+        )
+        self.lane = self.queues.lane = Lane(
+            store,
+            ports,
+            self.counters,
+            options.node,
+            options.address,
+            published=self.queues.published,
+            discarded=self.queues.discarded,
+            discard_all=self.queues.drop_all,
+        )
+        await self.lane.acquire()
+        self.moves = MoveTasks(self.queues, store, ports, self._start)
+        for row in await ports.in_thread(store.load_resources):
+            if row.kind == QUEUE:
+                self.catalog.put(QueueRecord.from_row(row))
+            elif row.kind == MOVE_TASK:
+                self.moves.restore(row)
+        self.keyring = Keyring(self._sealing_key, await ports.in_thread(store.load_credentials))
+        admin = QueueAdmin(self.queues, store, ports, self._start)
+        keys = KeyAdmin(self.keyring, self.lane, ports)
+        handlers: dict[str, Handler] = {
+            "Ping": _ping,
+            "CreateKey": keys.create,
+            "ListKeys": keys.list,
+            "DeleteKey": keys.delete,
+            "CreateQueue": admin.create,
+            "DeleteQueue": admin.delete,
+            "ListQueues": admin.list,
+            "DescribeQueue": admin.describe,
+            "SetQueueSettings": admin.set,
+            "TagQueue": admin.tag,
+            "UntagQueue": admin.untag,
+            "PurgeQueue": admin.purge,
+            "SendMessages": self.queues.send,
+            "ReceiveMessages": self.queues.receive,
+            "DeleteMessages": self.queues.delete,
+            "ChangeVisibility": self.queues.change_visibility,
+            "PeekMessages": admin.peek,
+            "Consume": self.queues.consume,
+            "StartMoveTask": self.moves.begin,
+            "CancelMoveTask": self.moves.cancel,
+            "ListMoveTasks": self.moves.list,
+            "ListDeadLetterSources": admin.sources,
+        }
+        self.handlers = handlers
+        self.dispatcher = Dispatcher(handlers, self.queues, self.lane, self._start)
+
+    def _start(self, function: Callable[..., Any], *arguments: Any) -> None:
+        """Starts a background task; a defect in it is logged and counted, and costs nothing else."""
+        self._background.start_soon(self._guarded, function, *arguments)
+
+    async def _guarded(self, function: Callable[..., Any], *arguments: Any) -> None:
+        try:
+            await function(*arguments)
+        except Exception:  # noqa: BLE001 - the edge of a background service
+            self.counters.background_errors[function.__name__] += 1
+            log.exception("background task failed", task=function.__name__)
+            for argument in arguments:
+                if isinstance(argument, Call):
+                    argument.fail(InternalError())
+
+    def resume(self) -> None:
+        """Starts what runs in the background all the time, and the move tasks that a stop interrupted."""
+        self._start(self.queues.run_timer)
+        self._start(self._sweep)
+        self.moves.resume()
+        self.ready = True
+
+    async def _sweep(self) -> None:
+        """Removes what was purged or deleted, a little at a time; sleeps while there is nothing."""
+        while True:
+            incarnation = self.lane.incarnation
+            removed = 0
+            if incarnation is not None:
+                try:
+                    removed = await self._ports.in_thread(self._store.sweep, incarnation, SWEEP_ROWS)
+                except StoreError as error:
+                    log.warning("sweep failed", error=str(error))
+            await trio.sleep(0.05 if removed >= SWEEP_ROWS else SWEEP_IDLE_SECONDS)
+
+    async def serve(self, stream: trio.abc.Stream) -> None:
+        """Serves one connection to its end."""
+        options = self._options
+        session = Session(
+            stream,
+            self.dispatcher,
+            self.keyring,
+            self.counters,
+            options.session,
+            self._ports.random_bytes,
+            (options.account, options.region),
+            options.server_name,
+        )
+        self.sessions.add(session)
+        try:
+            await session.run()
+        finally:
+            self.sessions.discard(session)
+
+    async def drain(self, seconds: float) -> None:
+        """Answers what waits with Draining and lets what is being committed be answered, for at most `seconds`."""
+        self.ready = False
+        self.dispatcher.draining = True
+        with trio.move_on_after(seconds):
+            for session in list(self.sessions):
+                session.drain()
+            while not all(session.is_idle for session in self.sessions):
+                await self.lane.wait_idle()
+                await trio.sleep(0.01)
+
+
+async def _run_lane(lane: Lane, stop: Callable[[], None]) -> None:
+    try:
+        await lane.run()
+    except Fenced:
+        stop()
+        raise
+
+
+def _ping(call: Call, _: Message) -> None:
+    call.reply(Empty())
+
+
+@asynccontextmanager
+async def running(
+    store: Store, ports: Ports, options: BrokerOptions, sealing_key: bytes
+) -> AsyncIterator[Broker]:
+    """A running broker for the time of the block. Leaving it ends the background, then commits what is still waiting.
+
+    Raises Fenced out of the block when another broker has taken over."""
+    async with trio.open_nursery() as lane_nursery:
+        async with trio.open_nursery() as background:
+            broker = Broker(store, ports, options, sealing_key, background)
+            await broker.load()
+            lane_nursery.start_soon(_run_lane, broker.lane, lane_nursery.cancel_scope.cancel)
+            broker.resume()
+            try:
+                yield broker
+            finally:
+                background.cancel_scope.cancel()
+        with trio.move_on_after(5, shield=True):
+            await broker.lane.wait_idle()
+        lane_nursery.cancel_scope.cancel()

@@ -1,0 +1,71 @@
+"""A request on its way: who asked, and how to answer. It is answered exactly once."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Awaitable, Callable
+from typing import Any, Protocol
+
+from penstock_protocol.codec import Message
+from penstock_protocol.errors import PenstockError
+from penstock_protocol.operations import Operation
+
+
+class Answerer(Protocol):
+    """The session a call came from."""
+
+    def answer(self, call: Call, message: Message | PenstockError) -> None:
+        """Sends the reply or error."""
+
+    def push(self, call: Call, message: Message) -> None:
+        """Sends a push that belongs to the call."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Caller:
+    """Who asks: the tenant, the SDK client, and what it may do."""
+
+    account: str
+    region: str
+    producer: bytes
+    role: str
+    key_id: str
+
+
+@dataclasses.dataclass(slots=True, eq=False)
+class Call:
+    """One request. `size_bytes` is its body's length, for back pressure."""
+
+    caller: Caller
+    operation: Operation
+    correlation: int
+    size_bytes: int
+    session: Answerer
+    answered: bool = False
+    waiter: Any = None
+    """What waits for messages on its behalf, if anything does (a runtime.Waiter)."""
+
+    def reply(self, message: Message) -> None:
+        """Answers with success."""
+        if not self.answered:
+            self.answered = True
+            self.session.answer(self, message)
+
+    def fail(self, error: PenstockError) -> None:
+        """Answers with an error."""
+        if not self.answered:
+            self.answered = True
+            self.session.answer(self, error)
+
+    def push(self, message: Message) -> None:
+        """Sends one of many answers; nothing after the last."""
+        if not self.answered:
+            self.session.push(self, message)
+
+
+class NotReady(Exception):
+    """Raised by a handler that must wait for something first: `prepare` is awaited, then the handler is called again."""
+
+    def __init__(self, prepare: Callable[[], Awaitable[None]]) -> None:
+        super().__init__("not ready")
+        self.prepare = prepare

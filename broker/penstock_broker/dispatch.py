@@ -1,0 +1,87 @@
+"""From a request to its handler, by the operation table: permission, decoding, waiting for what must be loaded, errors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import structlog
+
+from penstock_broker.access import authorize
+from penstock_broker.call import Call, NotReady
+from penstock_broker.lane import Lane
+from penstock_broker.queue_service import QueueService
+from penstock_protocol.codec import Message
+from penstock_protocol.connection import Request
+from penstock_protocol.errors import Draining, InternalError, PenstockError
+
+log = structlog.get_logger()
+
+Handler = Callable[[Call, Any], None]
+
+
+class Dispatcher:
+    """See the module. `start` runs a background task of the server."""
+
+    def __init__(
+        self, handlers: dict[str, Handler], queues: QueueService, lane: Lane, start: Callable[..., None]
+    ) -> None:
+        self._handlers = handlers
+        self._queues = queues
+        self._lane = lane
+        self._start = start
+        self.draining = False
+
+    def dispatch(self, call: Call, request: Request) -> None:
+        """Has the request handled; whatever comes of it answers the call."""
+        try:
+            authorize(call.caller.role, call.operation)
+            if self.draining:
+                raise Draining()
+            message = request.message()
+        except PenstockError as error:
+            call.fail(error)
+            return
+        self._handle(call, message)
+
+    def _handle(self, call: Call, message: Message) -> None:
+        try:
+            self._handlers[call.operation.name](call, message)
+        except NotReady as wait:
+            self._start(self._handle_later, call, message, wait)
+        except PenstockError as error:
+            call.fail(error)
+        except Exception:  # noqa: BLE001 - a defect costs its request, not the connection or the broker
+            log.exception("request failed", operation=call.operation.name)
+            self._lane.distrust()
+            call.fail(InternalError())
+
+    async def _handle_later(self, call: Call, message: Message, wait: NotReady) -> None:
+        try:
+            await wait.prepare()
+        except PenstockError as error:
+            call.fail(error)
+            return
+        if not call.answered:
+            self._handle(call, message)
+
+    async def wait_room(self) -> None:
+        """Returns when the commit lane takes more."""
+        if not self._lane.has_room:
+            await self._lane.wait_room()
+
+    def cancel(self, call: Call) -> None:
+        """The client wants no more of a waiting request."""
+        if call.waiter is not None:
+            self._queues.end_waiter(call.waiter, gone=False)
+
+    def credit(self, call: Call, count: int) -> None:
+        """The client gives a consumer credit."""
+        if call.waiter is not None:
+            self._queues.credit(call.waiter, count)
+
+    def gone(self, call: Call) -> None:
+        """The client's connection is gone: nothing waits on its behalf any more."""
+        call.answered = True
+        if call.waiter is not None:
+            self._queues.end_waiter(call.waiter, gone=True)

@@ -1,0 +1,259 @@
+"""The commit lane: everything that waits is written in one transaction, and only then is it true.
+
+Queues (and whoever else keeps state) mark themselves dirty; requests leave a callback. The lane takes all of that at
+once, has the rows written in a worker thread, then publishes and calls back. While one commit runs the next one fills.
+
+The outcome of a commit is ok, failed or unknown. After anything but ok the memory of every participant it touched, and of
+every participant that changed since, is discarded: it may hold what the store does not. After unknown the lane takes a new incarnation
+before it commits again; the store makes sure that the lost commit has ended by then.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Protocol
+
+import structlog
+import trio
+
+from penstock_broker.counters import Counters
+from penstock_broker.ports import Ports
+from penstock_broker.queues.queue import Publication
+from penstock_protocol.errors import OutcomeUnknown, Overloaded, PenstockError, StoreFailed
+from penstock_storage.interface import (
+    Commit,
+    CommitUnknown,
+    Fenced,
+    Incarnation,
+    Store,
+    StoreError,
+    StoreFull,
+)
+
+log = structlog.get_logger()
+
+MAX_PENDING_BYTES = 64 * 1024 * 1024
+"""Request bytes that may wait for a commit; beyond it no socket is read."""
+
+FULL_PAUSE_MS = 2_000
+"""How long sends are refused after the store was full, before one is tried again."""
+
+RETRY_SECONDS = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
+"""Pauses between attempts to reach the store again; the last one repeats."""
+
+
+class Participant(Protocol):
+    """Whoever keeps state that the lane commits."""
+
+    def collect(self, commit: Commit, now_ms: int) -> Publication:
+        """Adds its changes."""
+
+    def publish(self, publication: Publication) -> bool:
+        """They are durable."""
+
+
+Callback = Callable[[PenstockError | None], None]
+"""Called once: None when the commit is durable, else why not."""
+
+
+@dataclasses.dataclass(slots=True)
+class _Batch:
+    participants: dict[int, Participant] = dataclasses.field(default_factory=dict)
+    callbacks: list[Callback] = dataclasses.field(default_factory=list)
+    rows: list[Callable[[Commit], None]] = dataclasses.field(default_factory=list)
+    size_bytes: int = 0
+
+
+class Lane:
+    """One commit after the other. `published` is called with each participant after its publish, `discarded` with each
+    whose memory is not to be trusted any more, `discard_all` when nobody's is."""
+
+    def __init__(
+        self,
+        store: Store,
+        ports: Ports,
+        counters: Counters,
+        node: str,
+        address: str,
+        *,
+        published: Callable[[Participant, bool], None],
+        discarded: Callable[[Participant, PenstockError], None],
+        discard_all: Callable[[PenstockError], None],
+    ) -> None:
+        self._store = store
+        self._ports = ports
+        self._counters = counters
+        self._node = node
+        self._address = address
+        self._published = published
+        self._discarded = discarded
+        self._discard_all = discard_all
+        self._distrusted = False
+        self._batch = _Batch()
+        self._running_bytes = 0
+        self._work = trio.Event()
+        self._room = trio.Event()
+        self._idle = trio.Event()
+        self._idle.set()
+        self._full_until_ms = 0
+        self.incarnation: Incarnation | None = None
+
+    @property
+    def is_healthy(self) -> bool:
+        """Whether commits are being made."""
+        return self.incarnation is not None
+
+    def refuses_sends(self) -> bool:
+        """Whether the store was full a moment ago."""
+        return self._full_until_ms > self._ports.now_ms()
+
+    @property
+    def has_room(self) -> bool:
+        """Whether more requests may be read."""
+        return self._batch.size_bytes + self._running_bytes < MAX_PENDING_BYTES
+
+    async def wait_room(self) -> None:
+        """Returns once there is room. A cancellation changes nothing."""
+        while not self.has_room:
+            self._room = trio.Event() if self._room.is_set() else self._room
+            await self._room.wait()
+
+    def touch(self, participant: Participant) -> None:
+        """It has changes for the next commit."""
+        self._batch.participants[id(participant)] = participant
+        self._work.set()
+
+    def write(self, rows: Callable[[Commit], None]) -> None:
+        """Adds rows of its own to the next commit."""
+        self._batch.rows.append(rows)
+        self._work.set()
+
+    def submit(self, callback: Callback, size_bytes: int = 0) -> None:
+        """Calls back after the next commit, which has everything that was touched so far. Never called from within submit."""
+        self._batch.callbacks.append(callback)
+        self._batch.size_bytes += size_bytes
+        self._work.set()
+
+    async def commit(self, rows: Callable[[Commit], None] | None = None) -> None:
+        """Waits for the next commit. Raises what went wrong with it. After a cancellation the commit goes on all the same."""
+        done = trio.Event()
+        outcome: list[PenstockError | None] = []
+
+        def callback(error: PenstockError | None) -> None:
+            outcome.append(error)
+            done.set()
+
+        if rows is not None:
+            self.write(rows)
+        self.submit(callback)
+        await done.wait()
+        if outcome[0] is not None:
+            raise outcome[0]
+
+    def distrust(self) -> None:
+        """A defect may have left memory half changed: what waits for the next commit is refused, and all memory is discarded
+        once no commit runs. Nothing acknowledged is affected."""
+        self._distrusted = True
+        self._work.set()
+
+    async def acquire(self) -> None:
+        """Takes the slots under a new incarnation. StoreError when the store cannot be reached."""
+        self.incarnation = None
+        self.incarnation = await self._ports.in_thread(
+            self._store.acquire, self._node, self._address, self._ports.now_ms()
+        )
+
+    async def wait_idle(self) -> None:
+        """Returns once nothing waits and nothing runs."""
+        while self._batch.callbacks or self._batch.participants or self._batch.rows or not self._idle.is_set():
+            await self._idle.wait()
+            await trio.lowlevel.checkpoint()
+
+    async def run(self) -> None:
+        """Commits until cancelled. Raises Fenced when another incarnation has taken over: the broker must end."""
+        while True:
+            await self._work.wait()
+            self._work = trio.Event()
+            self._idle = trio.Event()
+            batch, self._batch = self._batch, _Batch()
+            self._running_bytes = batch.size_bytes
+            if self._distrusted:
+                self._distrusted = False
+                for callback in batch.callbacks:
+                    callback(StoreFailed())
+                self._discard_all(StoreFailed())
+            else:
+                with trio.CancelScope(shield=True):
+                    await self._commit(batch)
+            self._running_bytes = 0
+            if not self._work.is_set():
+                self._idle.set()
+            self._room.set()
+            if self.incarnation is None:
+                await self._recover()
+
+    async def _commit(self, batch: _Batch) -> None:
+        incarnation = self.incarnation
+        assert incarnation is not None
+        commit = Commit()
+        now_ms = self._ports.now_ms()
+        publications = [
+            (participant, participant.collect(commit, now_ms)) for participant in batch.participants.values()
+        ]
+        for rows in batch.rows:
+            rows(commit)
+        if not commit.is_empty():
+            started = trio.current_time()
+            try:
+                await self._ports.in_thread(self._store.commit, incarnation, commit)
+            except StoreError as error:
+                self._fail(batch, error)
+                if isinstance(error, Fenced):
+                    raise
+                return
+            self._counters.commits["ok"] += 1
+            self._counters.commit_seconds.observe(trio.current_time() - started)
+            self._counters.commit_requests.observe(len(batch.callbacks))
+        for participant, publication in publications:
+            self._published(participant, participant.publish(publication))
+        for callback in batch.callbacks:
+            callback(None)
+
+    def _fail(self, batch: _Batch, error: StoreError) -> None:
+        """The batch did not become durable, or nobody knows: its memory and what was built on it goes."""
+        outcome: PenstockError
+        if isinstance(error, CommitUnknown):
+            kind, outcome = "unknown", OutcomeUnknown()
+            self.incarnation = None
+        elif isinstance(error, StoreFull):
+            kind, outcome = "full", Overloaded("the store is full: nothing was stored; deletes still work")
+            self._full_until_ms = self._ports.now_ms() + FULL_PAUSE_MS
+        else:
+            kind, outcome = "fenced" if isinstance(error, Fenced) else "failed", StoreFailed()
+        self._counters.commits[kind] += 1
+        log.error("commit failed", outcome=kind, error=str(error), requests=len(batch.callbacks))
+        later, self._batch = self._batch, _Batch()
+        for participant in (batch.participants | later.participants).values():
+            self._discarded(participant, StoreFailed())
+        for callback in batch.callbacks:
+            callback(outcome)
+        for callback in later.callbacks:
+            callback(StoreFailed())
+
+    async def _recover(self) -> None:
+        """Gets a new incarnation, however long it takes; what asks meanwhile is refused at once."""
+        attempt = 0
+        while self.incarnation is None:
+            try:
+                with trio.CancelScope(shield=True):
+                    await self.acquire()
+            except StoreError as error:
+                log.error("store not reachable", error=str(error))
+                await trio.sleep(RETRY_SECONDS[min(attempt, len(RETRY_SECONDS) - 1)])
+                attempt += 1
+            batch, self._batch = self._batch, _Batch()
+            for participant in batch.participants.values():
+                self._discarded(participant, StoreFailed())
+            for callback in batch.callbacks:
+                callback(StoreFailed())

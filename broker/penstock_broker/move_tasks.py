@@ -1,0 +1,341 @@
+"""Move tasks: the messages of a dead-letter queue go back, some at a time, each move in one commit.
+
+A task is a resource, so it survives a restart and goes on where it was. It takes visible messages only; it ends when it has moved as many as
+were there at its start, or finds none left. A moved message is a new message: new id, new send time, no receives (SQS).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+
+import structlog
+import trio
+
+from penstock_broker.call import Call, NotReady
+from penstock_broker.catalog import MOVE_TASK, Place, QueueRecord
+from penstock_broker.ports import Ports
+from penstock_broker.queue_service import QueueService
+from penstock_broker.queues import limits
+from penstock_broker.queues.segment import Columns, Run
+from penstock_broker.runtime import Runtime
+from penstock_protocol import queue_messages as messages
+from penstock_protocol.errors import (
+    InvalidRequest,
+    MoveTaskDoesNotExist,
+    NotADeadLetterQueue,
+    PenstockError,
+    QueueDoesNotExist,
+    ResourceBusy,
+    StoreFailed,
+)
+from penstock_storage.interface import LogId, ResourceRow, Store, StoreError
+
+log = structlog.get_logger()
+
+RUNNING, COMPLETED, CANCELLING, CANCELLED, FAILED = "RUNNING", "COMPLETED", "CANCELLING", "CANCELLED", "FAILED"
+MOVE_BATCH = 500
+KEPT_TASKS = 10
+"""Ended tasks that are remembered per source."""
+
+
+@dataclasses.dataclass(slots=True, eq=False)
+class Task:
+    """One move task as it stands."""
+
+    resource_id: int
+    place: Place
+    source: str
+    destination: str
+    state: str
+    messages_per_second: int
+    moved: int
+    to_move: int
+    started_ms: int
+    failure: str = ""
+
+    @property
+    def task_id(self) -> str:
+        """Its name."""
+        return f"move-{self.resource_id}"
+
+    def to_message(self) -> messages.MoveTask:
+        """Its wire form."""
+        return messages.MoveTask(
+            self.task_id,
+            self.source,
+            self.destination,
+            self.state,
+            self.messages_per_second,
+            self.moved,
+            self.to_move,
+            self.started_ms,
+            self.failure,
+        )
+
+    def to_row(self) -> ResourceRow:
+        """The row that restores it."""
+        values = {
+            "source": self.source,
+            "destination": self.destination,
+            "state": self.state,
+            "messages_per_second": self.messages_per_second,
+            "moved": self.moved,
+            "to_move": self.to_move,
+            "failure": self.failure,
+        }
+        return ResourceRow(
+            self.resource_id,
+            self.place.account,
+            self.place.region,
+            MOVE_TASK,
+            self.task_id,
+            LogId(self.resource_id),
+            json.dumps(values, separators=(",", ":"), sort_keys=True),
+            1,
+            self.started_ms,
+            self.started_ms,
+        )
+
+    @classmethod
+    def from_row(cls, row: ResourceRow) -> Task:
+        """The task of a stored row."""
+        return cls(row.resource_id, Place(row.account, row.region), started_ms=row.created_ms, **json.loads(row.attributes))
+
+
+class MoveTasks:
+    """All move tasks. `start` runs a background task of the server."""
+
+    def __init__(self, service: QueueService, store: Store, ports: Ports, start: Callable[..., None]) -> None:
+        self._service = service
+        self._store = store
+        self._ports = ports
+        self._start = start
+        self._tasks: dict[int, Task] = {}
+        self._ids: list[int] = []
+
+    def restore(self, row: ResourceRow) -> None:
+        """Takes up a stored task; `resume` runs those that were running."""
+        task = Task.from_row(row)
+        self._tasks[task.resource_id] = task
+
+    def resume(self) -> None:
+        """Runs the tasks that a stop interrupted."""
+        for task in self._tasks.values():
+            if task.state == RUNNING:
+                self._start(self._run, task)
+            elif task.state == CANCELLING:
+                task.state = CANCELLED
+
+    def _of(self, place: Place, source: str) -> list[Task]:
+        return sorted(
+            (task for task in self._tasks.values() if task.place == place and task.source == source),
+            key=lambda task: task.resource_id,
+            reverse=True,
+        )
+
+    async def _fetch_id(self) -> None:
+        incarnation = self._service.lane.incarnation
+        if incarnation is None:
+            raise StoreFailed()
+        try:
+            self._ids.append(await self._ports.in_thread(self._store.next_id, incarnation))
+        except StoreError as error:
+            raise StoreFailed() from error
+
+    def begin(self, call: Call, request: messages.StartMoveTask) -> None:
+        """StartMoveTask."""
+        runtime = self._service.runtime(call.caller, request.source)
+        record = runtime.record
+        if not self._service.catalog.sources_of(record):
+            raise NotADeadLetterQueue(f"{request.source!r} is no queue's dead-letter queue")
+        if request.messages_per_second > limits.MAX_MOVE_RATE * 1000:
+            raise InvalidRequest(f"messages_per_second = {request.messages_per_second} is too many")
+        if request.destination:
+            destination = self._service.record(call.caller, request.destination)
+            if destination.log_id == record.log_id:
+                raise InvalidRequest("destination: a queue's messages cannot be moved to itself")
+        known = self._of(record.place, record.name)
+        if any(task.state in (RUNNING, CANCELLING) for task in known):
+            raise ResourceBusy(f"a move task of {request.source!r} is running; one at a time")
+        if not self._ids:
+            raise NotReady(self._fetch_id)
+        now_ms = self._ports.now_ms()
+        task = Task(
+            self._ids.pop(),
+            record.place,
+            record.name,
+            request.destination,
+            RUNNING,
+            request.messages_per_second,
+            0,
+            runtime.queue.visible,
+            now_ms,
+        )
+        self._tasks[task.resource_id] = task
+        forgotten = known[KEPT_TASKS - 1 :]
+        for old in forgotten:
+            del self._tasks[old.resource_id]
+        row = task.to_row()
+        lane = self._service.lane
+        lane.write(lambda commit: commit.upsert_resources.append(row))
+        lane.write(lambda commit: commit.delete_resources.extend(old.to_row() for old in forgotten))
+
+        def done(error: PenstockError | None) -> None:
+            if error is not None:
+                self._tasks.pop(task.resource_id, None)
+                call.fail(error)
+                return
+            call.reply(task.to_message())
+            self._start(self._run, task)
+
+        lane.submit(done)
+
+    def cancel(self, call: Call, request: messages.MoveTaskId) -> None:
+        """CancelMoveTask."""
+        for task in self._tasks.values():
+            if task.task_id == request.task_id and task.place == Place(call.caller.account, call.caller.region):
+                if task.state == RUNNING:
+                    task.state = CANCELLING
+                call.reply(task.to_message())
+                return
+        raise MoveTaskDoesNotExist(f"there is no move task {request.task_id[:50]!r}")
+
+    def list(self, call: Call, request: messages.ListMoveTasks) -> None:
+        """ListMoveTasks."""
+        record = self._service.record(call.caller, request.source)
+        tasks = self._of(record.place, record.name)[: max(1, min(request.limit, KEPT_TASKS))]
+        call.reply(messages.MoveTasks([task.to_message() for task in tasks]))
+
+    async def _run(self, task: Task) -> None:
+        """Moves batch after batch; ends the task with COMPLETED, CANCELLED or FAILED."""
+        started = trio.current_time()
+        moved_here = 0
+        empty_rounds = 0
+        while task.state == RUNNING and task.moved < task.to_move:
+            limit = min(MOVE_BATCH, task.to_move - task.moved)
+            if task.messages_per_second:
+                due = started + moved_here / task.messages_per_second
+                await trio.sleep_until(due)
+                limit = min(limit, max(1, task.messages_per_second // 10))
+            try:
+                moved = await self._move(task, limit)
+            except PenstockError as error:
+                if not error.retryable:
+                    task.state, task.failure = FAILED, str(error)
+                    break
+                log.warning("move task waits", task=task.task_id, error=str(error))
+                await trio.sleep(0.5)
+                continue
+            moved_here += moved
+            empty_rounds = 0 if moved else empty_rounds + 1
+            if empty_rounds > 3:
+                break
+            if not moved:
+                await trio.sleep(0.05)
+        if task.state == RUNNING:
+            task.state = COMPLETED
+        elif task.state == CANCELLING:
+            task.state = CANCELLED
+        log.info("move task ended", task=task.task_id, state=task.state, moved=task.moved, failure=task.failure)
+        await self._save(task)
+
+    async def _save(self, task: Task) -> None:
+        while True:
+            try:
+                await self._service.lane.commit(lambda commit: commit.upsert_resources.append(task.to_row()))
+            except PenstockError:
+                await trio.sleep(0.5)
+            else:
+                return
+
+    async def _move(self, task: Task, limit: int) -> int:
+        """Moves up to `limit` messages in one commit; returns how many."""
+        service = self._service
+        source_record = service.catalog.get(task.place, task.source)
+        if source_record is None:
+            raise QueueDoesNotExist(f"the source queue {task.source!r} was deleted")
+        await service.load(source_record)
+        targets = {name: await self._loaded(task.place, name) for name in self._targets(task, source_record)}
+        source = service.runtimes.get(source_record.log_id)
+        if source is None:
+            raise StoreFailed()
+        now_ms = self._ports.now_ms()
+        taken = source.queue.take_waiting(limit, now_ms)
+        if taken.missing or source.queue.may_load:
+            if not taken.runs:
+                service.settle(source)
+                await trio.sleep(0.01)
+        moved = 0
+        for place, run in enumerate(taken.runs):
+            names = self._names(task, run)
+            missing = [name for name in names if name not in targets or targets[name] is None]
+            if missing:
+                for rest in taken.runs[place:]:
+                    source.queue.put_back(rest)
+                service.settle(source)
+                await self._finish(task, source, moved)
+                where = repr(missing[0]) if missing[0] else "no queue"
+                raise QueueDoesNotExist(f"messages came from {where}, which does not exist: name a destination")
+            moved += self._bury(source, run, names, targets, now_ms)
+        for name in targets:
+            runtime = targets[name]
+            if runtime is not None:
+                service.lane.touch(runtime.queue)
+        await self._finish(task, source, moved)
+        return moved
+
+    async def _finish(self, task: Task, source: Runtime, moved: int) -> None:
+        if not moved:
+            return
+        self._service.lane.touch(source.queue)
+        task.moved += moved
+        try:
+            await self._service.lane.commit(lambda commit: commit.upsert_resources.append(task.to_row()))
+        except PenstockError:
+            task.moved -= moved
+            raise
+
+    async def _loaded(self, place: Place, name: str) -> Runtime | None:
+        record = self._service.catalog.get(place, name)
+        if record is None:
+            return None
+        await self._service.load(record)
+        return self._service.runtimes.get(record.log_id)
+
+    def _targets(self, task: Task, source: QueueRecord) -> list[str]:
+        if task.destination:
+            return [task.destination]
+        return self._service.catalog.sources_of(source)
+
+    def _names(self, task: Task, run: Run) -> list[str]:
+        """The queue each message of a run goes to."""
+        columns = run.segment.columns
+        assert columns is not None
+        if task.destination:
+            return [task.destination]
+        sources = columns.sources or [None] * run.segment.count
+        return sorted({sources[index] or "" for index in range(run.segment.count) if run.mask >> index & 1})
+
+    def _bury(
+        self, source: Runtime, run: Run, names: list[str], targets: dict[str, Runtime | None], now_ms: int
+    ) -> int:
+        moved = 0
+        columns: Columns
+        for columns, index, _ in source.queue.bury([run]):
+            name = task_target(columns, index, names)
+            target = targets[name]
+            assert target is not None
+            target.queue.adopt(columns, index, {}, now_ms, now_ms)
+            source.queue.counters.redriven += 1
+            moved += 1
+        return moved
+
+
+def task_target(columns: Columns, index: int, names: list[str]) -> str:
+    """The queue one message goes to: the only one there is, or the one it came from."""
+    if len(names) == 1:
+        return names[0]
+    assert columns.sources is not None
+    return str(columns.sources[index])

@@ -1,0 +1,45 @@
+"""Everything the broker takes from outside: time, chance and threads. The simulation gives its own."""
+
+from __future__ import annotations
+
+import dataclasses
+import secrets
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+
+import trio
+
+T = TypeVar("T")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Ports:
+    """`now_ms`: wall-clock milliseconds that never run backwards within one life. `random_bytes(n)`: unguessable bytes.
+    `in_thread(function, *arguments)`: runs a blocking call elsewhere; it is never abandoned, so it may not be cancelled."""
+
+    now_ms: Callable[[], int]
+    random_bytes: Callable[[int], bytes]
+    in_thread: Callable[..., Awaitable[Any]]
+
+
+def steady_wall_clock() -> Callable[[], int]:
+    """Milliseconds since the epoch: the wall clock at the start plus the monotonic clock since. A jump of the machine's
+    clock while the broker runs moves no deadline."""
+    start = time.time() - time.monotonic()
+
+    def now_ms() -> int:
+        return int((start + time.monotonic()) * 1000)
+
+    return now_ms
+
+
+async def in_thread(function: Callable[..., T], *arguments: Any) -> T:
+    """Runs it in a worker thread and waits until it ends, whatever is cancelled meanwhile."""
+    with trio.CancelScope(shield=True):
+        return await trio.to_thread.run_sync(function, *arguments, abandon_on_cancel=False)
+
+
+def real_ports() -> Ports:
+    """The ports of a broker in production."""
+    return Ports(steady_wall_clock(), secrets.token_bytes, in_thread)

@@ -1,0 +1,334 @@
+"""Creating, describing and changing queues; looking into them without receiving."""
+
+from __future__ import annotations
+
+import dataclasses
+import struct
+from collections.abc import Callable
+
+from penstock_broker.call import Call, NotReady
+from penstock_broker.catalog import Place, QueueRecord
+from penstock_broker.ports import Ports
+from penstock_broker.queue_service import QueueService, messages_id
+from penstock_broker.queues import limits, settings
+from penstock_broker.queues.segment import Columns, mask_of
+from penstock_broker.runtime import Runtime
+from penstock_protocol import queue_messages as messages
+from penstock_protocol.errors import (
+    InvalidAttribute,
+    InvalidRequest,
+    LimitExceeded,
+    PenstockError,
+    QueueDoesNotExist,
+    ResourceInUse,
+    StoreFailed,
+)
+from penstock_protocol.session_messages import Empty
+from penstock_storage.interface import LoadedSegment, LogId, Store, StoreError
+
+_CURSOR = struct.Struct(">QQH")
+_STATES = ("any", "visible", "in_flight", "delayed")
+PEEK_LIMIT = 1_000
+
+
+class QueueAdmin:
+    """Handlers that change what there is. `start` runs a background task of the server."""
+
+    def __init__(self, service: QueueService, store: Store, ports: Ports, start: Callable[..., None]) -> None:
+        self._service = service
+        self._catalog = service.catalog
+        self._store = store
+        self._ports = ports
+        self._start = start
+        self._ids: list[int] = []
+        self._versions = 0
+
+    async def _fetch_ids(self) -> None:
+        incarnation = self._service.lane.incarnation
+        if incarnation is None:
+            raise StoreFailed()
+        try:
+            self._ids += [await self._ports.in_thread(self._store.next_id, incarnation) for _ in range(2)]
+        except StoreError as error:
+            raise StoreFailed() from error
+
+    def create(self, call: Call, request: messages.CreateQueue) -> None:
+        """CreateQueue."""
+        settings.check_queue_name(request.queue)
+        fifo = settings.is_fifo(request.queue)
+        place = Place(call.caller.account, call.caller.region)
+        wanted = settings.changed(settings.QueueSettings(), request.settings or [], fifo=fifo)
+        tags = settings.merged_tags({}, request.tags or [])
+        existing = self._catalog.get(place, request.queue)
+        if existing is not None:
+            # SQS: the same attributes again are success, others an error; attributes not named are not compared.
+            asked = {setting.name for setting in request.settings or []}
+            differing = [name for name in asked if getattr(wanted, name) != getattr(existing.settings, name)]
+            if differing:
+                raise ResourceInUse(f"queue {request.queue!r} exists with other settings: {', '.join(sorted(differing))}")
+            self._describe_when_durable(call, existing)
+            return
+        self._check_dead_letter(place, request.queue, wanted)
+        if len(self._catalog) >= limits.MAX_QUEUES and len(self._catalog.names(place)) >= limits.MAX_QUEUES:
+            raise LimitExceeded(f"an account has at most {limits.MAX_QUEUES} queues")
+        if len(self._ids) < 2:
+            raise NotReady(self._fetch_ids)
+        resource_id, log_id = self._ids.pop(), LogId(self._ids.pop())
+        now_ms = self._ports.now_ms()
+        record = QueueRecord(resource_id, place, request.queue, log_id, wanted, tags, 1, now_ms, now_ms)
+        self._catalog.put(record)
+        self._service.lane.write(lambda commit: commit.upsert_resources.append(record.to_row()))
+
+        def done(error: PenstockError | None) -> None:
+            if error is None:
+                self._start(self._describe_later, call, record)
+            else:
+                self._catalog.remove(record)
+                call.fail(error)
+
+        self._service.lane.submit(done)
+
+    def _check_dead_letter(self, place: Place, name: str, wanted: settings.QueueSettings) -> None:
+        target_name = wanted.dead_letter_queue
+        if not target_name:
+            return
+        if target_name == name:
+            raise InvalidAttribute("dead_letter_queue: a queue cannot be its own dead-letter queue")
+        target = self._catalog.get(place, target_name)
+        if target is None:
+            raise InvalidAttribute(f"dead_letter_queue = {target_name!r}: there is no such queue")
+        allowed = target.settings.redrive_allow
+        if allowed == "deny_all" or (allowed == "by_queue" and name not in target.settings.redrive_sources):
+            raise InvalidAttribute(f"dead_letter_queue = {target_name!r}: its redrive_allow setting does not permit {name!r}")
+
+    def _change(self, call: Call, record: QueueRecord, after: Callable[[QueueRecord], None]) -> None:
+        """Puts a changed record in force once it is durable."""
+        self._service.lane.write(lambda commit: commit.upsert_resources.append(record.to_row()))
+
+        def done(error: PenstockError | None) -> None:
+            if error is not None:
+                call.fail(error)
+                return
+            current = self._catalog.get(record.place, record.name)
+            if current is None or current.resource_id != record.resource_id:
+                call.fail(QueueDoesNotExist())
+                return
+            if record.version > current.version:
+                self._catalog.put(record)
+                runtime = self._service.runtimes.get(record.log_id)
+                if runtime is not None:
+                    runtime.record = record
+                    runtime.queue.settings = record.settings
+                    self._service.retention_changed(runtime)
+            after(record)
+
+        self._service.lane.submit(done)
+
+    def _next_version(self, record: QueueRecord) -> int:
+        """Versions of changes that are under way at once still differ."""
+        self._versions = max(self._versions, record.version) + 1
+        return self._versions
+
+    def set(self, call: Call, request: messages.SetQueueSettings) -> None:
+        """SetQueueSettings."""
+        record = self._service.record(call.caller, request.queue)
+        changed = settings.changed(record.settings, request.settings, fifo=settings.is_fifo(record.name))
+        if changed.dead_letter_queue != record.settings.dead_letter_queue:
+            self._check_dead_letter(record.place, record.name, changed)
+        new = dataclasses.replace(
+            record, settings=changed, version=self._next_version(record), modified_ms=self._ports.now_ms()
+        )
+        self._change(call, new, lambda done: self._start(self._describe_later, call, done))
+
+    def tag(self, call: Call, request: messages.TagQueue) -> None:
+        """TagQueue."""
+        record = self._service.record(call.caller, request.queue)
+        tags = settings.merged_tags(record.tags, request.tags)
+        new = dataclasses.replace(record, tags=tags, version=self._next_version(record))
+        self._change(call, new, lambda _: call.reply(Empty()))
+
+    def untag(self, call: Call, request: messages.UntagQueue) -> None:
+        """UntagQueue."""
+        record = self._service.record(call.caller, request.queue)
+        tags = {key: value for key, value in record.tags.items() if key not in request.keys}
+        new = dataclasses.replace(record, tags=tags, version=self._next_version(record))
+        self._change(call, new, lambda _: call.reply(Empty()))
+
+    def delete(self, call: Call, request: messages.QueueName) -> None:
+        """DeleteQueue."""
+        record = self._service.record(call.caller, request.queue)
+        self._service.lane.write(lambda commit: commit.delete_resources.append(record.to_row()))
+
+        def done(error: PenstockError | None) -> None:
+            if error is not None:
+                call.fail(error)
+                return
+            self._catalog.remove(record)
+            runtime = self._service.runtimes.get(record.log_id)
+            if runtime is not None:
+                self._service.drop(runtime, QueueDoesNotExist("the queue was deleted"))
+            call.reply(Empty())
+
+        self._service.lane.submit(done)
+
+    def list(self, call: Call, request: messages.ListQueues) -> None:
+        """ListQueues."""
+        if not 1 <= request.limit <= 10_000:
+            raise InvalidRequest(f"limit = {request.limit}; it must be from 1 to 10000")
+        names = [
+            name
+            for name in self._catalog.names(Place(call.caller.account, call.caller.region))
+            if name.startswith(request.prefix) and name > request.after
+        ]
+        call.reply(messages.QueueNames(names[: request.limit], len(names) > request.limit))
+
+    def sources(self, call: Call, request: messages.QueueName) -> None:
+        """ListDeadLetterSources."""
+        record = self._service.record(call.caller, request.queue)
+        call.reply(messages.QueueNames(self._catalog.sources_of(record), False))
+
+    def describe(self, call: Call, request: messages.QueueName) -> None:
+        """DescribeQueue."""
+        runtime = self._service.runtime(call.caller, request.queue)
+        runtime.queue.expire(self._ports.now_ms())
+        self._service.settle(runtime)
+        call.reply(self.description(runtime))
+
+    def _describe_when_durable(self, call: Call, record: QueueRecord) -> None:
+        def done(error: PenstockError | None) -> None:
+            if error is None:
+                self._start(self._describe_later, call, record)
+            else:
+                call.fail(error)
+
+        self._service.lane.submit(done)
+
+    async def _describe_later(self, call: Call, record: QueueRecord) -> None:
+        try:
+            await self._service.load(record)
+        except PenstockError as error:
+            call.fail(error)
+            return
+        runtime = self._service.runtimes.get(record.log_id)
+        if runtime is None:
+            call.fail(StoreFailed())
+        else:
+            call.reply(self.description(runtime))
+
+    def description(self, runtime: Runtime) -> messages.QueueDescription:
+        """Everything about a loaded queue."""
+        record, queue = runtime.record, runtime.queue
+        return messages.QueueDescription(
+            record.name,
+            record.arn,
+            record.created_ms,
+            record.modified_ms,
+            settings.as_list(record.settings, fifo=queue.fifo),
+            [messages.Tag(key, value) for key, value in sorted(record.tags.items())],
+            queue.visible,
+            queue.in_flight,
+            queue.delayed,
+            queue.size_bytes,
+            queue.oldest_ms,
+            self._ports.now_ms(),
+        )
+
+    def purge(self, call: Call, request: messages.QueueName) -> None:
+        """PurgeQueue."""
+        runtime = self._service.runtime(call.caller, request.queue)
+        count = runtime.queue.purge(self._ports.now_ms())
+        self._service.settle(runtime)
+
+        def done(error: PenstockError | None) -> None:
+            if error is None:
+                call.reply(messages.PurgeReply(count))
+            else:
+                call.fail(error)
+
+        self._service.lane.submit(done)
+
+    def peek(self, call: Call, request: messages.PeekMessages) -> None:
+        """PeekMessages."""
+        runtime = self._service.runtime(call.caller, request.queue)
+        if request.state not in _STATES:
+            raise InvalidRequest(f"state = {request.state[:50]!r}; it must be {', '.join(_STATES)}")
+        if not 1 <= request.limit <= PEEK_LIMIT:
+            raise InvalidRequest(f"limit = {request.limit}; it must be from 1 to {PEEK_LIMIT}")
+        if request.after and len(request.after) != _CURSOR.size:
+            raise InvalidRequest("after is not a cursor of this operation")
+        self._start(self._peek, call, runtime, request)
+
+    async def _peek(self, call: Call, runtime: Runtime, request: messages.PeekMessages) -> None:
+        due_ms, first, start = _CURSOR.unpack(request.after) if request.after else (0, 0, 0)
+        position = (min(due_ms, 2**62), min(first, 2**62) - 1)
+        found: list[messages.PeekedMessage] = []
+        last: tuple[int, int, int] | None = None
+        while len(found) < request.limit:
+            try:
+                page = await self._ports.in_thread(
+                    self._store.load_arrivals, runtime.queue.log_id, position, 2**62, 200, limits.PAGE_BYTES
+                )
+            except StoreError:
+                call.fail(StoreFailed())
+                return
+            if not page:
+                last = None
+                break
+            for loaded in page:
+                last = self._peek_segment(runtime, loaded, request, start, found)
+                start = 0
+                if last is not None:
+                    break
+                position = (loaded.segment.due_ms, loaded.segment.first)
+                last = (*position[:1], position[1] + 1, 0)
+            if len(found) >= request.limit:
+                break
+        call.reply(messages.PeekReply(found, _CURSOR.pack(*last) if last is not None else b""))
+
+    def _peek_segment(
+        self,
+        runtime: Runtime,
+        loaded: LoadedSegment,
+        request: messages.PeekMessages,
+        start: int,
+        found: list[messages.PeekedMessage],
+    ) -> tuple[int, int, int] | None:
+        """Adds a segment's messages; returns where to go on when the page is full."""
+        row = loaded.segment
+        assert row.payload is not None
+        columns = Columns.unpack(row.payload)
+        deleted = mask_of(loaded.state.deleted) if loaded.state is not None else 0
+        now_ms = self._ports.now_ms()
+        taken = runtime.queue.taken_of(row.first)
+        for index in range(start, row.count):
+            if deleted >> index & 1:
+                continue
+            received, visible_ms = 0, row.due_ms
+            for run in taken:
+                if run.mask >> index & 1:
+                    received, visible_ms = run.received, run.visible_ms
+            state = "visible"
+            if visible_ms > now_ms:
+                state = "in_flight" if received else "delayed"
+            if request.state not in ("any", state):
+                continue
+            if len(found) >= request.limit:
+                return row.due_ms, row.first, index
+            values = columns.row(index)
+            found.append(
+                messages.PeekedMessage(
+                    row.first + index,
+                    values.get("origins") or messages_id(runtime.queue.log_id, row.first + index),
+                    state,
+                    values.get("sent_ms", row.sent_ms),
+                    visible_ms,
+                    received,
+                    columns.bodies[index],
+                    values.get("attributes"),
+                    values.get("groups"),
+                    values.get("deduplication_ids"),
+                    values.get("sources"),
+                )
+            )
+        return None
+

@@ -1,0 +1,169 @@
+"""What a queue remembers so that nothing is done twice: answered sends, deduplication ids, receive attempts.
+
+- A producer (one SDK client) numbers its sends; the answer of each is kept until the producer says that it has it
+  (`acknowledged`), or until the producer has been silent for PRODUCER_WINDOW_MS.
+- A FIFO queue keeps deduplication ids for 5 minutes from the first send, also after the message is deleted (SQS).
+- A receive attempt id is kept for 5 minutes (SQS: ReceiveRequestAttemptId).
+
+New memories are written with the commit that makes them true: one row per commit.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections import deque
+from typing import Any
+
+import msgpack
+
+from penstock_broker.queues import limits
+from penstock_protocol.queue_messages import Failure, Run, SendReply
+from penstock_storage.interface import DeduplicationRow, LogId
+
+KEY_BYTES = 16
+
+
+@dataclasses.dataclass(slots=True)
+class _Producer:
+    answers: dict[int, SendReply]
+    used_ms: int
+
+
+def key_of(deduplication_id: str, group: str | None) -> bytes:
+    """The key under which a deduplication id is kept; with a group when the scope is the group."""
+    scoped = deduplication_id if group is None else f"{group}\0{deduplication_id}"
+    return hashlib.blake2b(scoped.encode(), digest_size=KEY_BYTES).digest()
+
+
+def content_id(body: bytes) -> str:
+    """The deduplication id of content-based deduplication: SHA-256 of the body only (SQS)."""
+    return hashlib.sha256(body).hexdigest()
+
+
+class Deduplication:
+    """The memory of one queue."""
+
+    def __init__(self, log_id: LogId) -> None:
+        self._log_id = log_id
+        self._producers: dict[bytes, _Producer] = {}
+        self._keys: dict[bytes, int] = {}
+        self._keys_by_age: deque[tuple[int, bytes, int]] = deque()
+        self._attempts: dict[str, int] = {}
+        self._attempts_by_age: deque[tuple[int, str]] = deque()
+        self._new_answers: list[tuple[bytes, int, SendReply]] = []
+        self._new_keys: list[tuple[bytes, int]] = []
+        self._new_attempts: list[tuple[str, int]] = []
+        self._forgotten_ms = 0
+
+    def answered(self, producer: bytes, sequence: int, acknowledged: int, now_ms: int) -> SendReply | None:
+        """The answer a send got before, if this is a retry. Also forgets what the producer has acknowledged."""
+        known = self._producers.get(producer)
+        if known is None:
+            return None
+        known.used_ms = now_ms
+        for old in [number for number in known.answers if number < acknowledged]:
+            del known.answers[old]
+        return known.answers.get(sequence)
+
+    def remember_answer(self, producer: bytes, sequence: int, reply: SendReply, now_ms: int) -> None:
+        """The send was decided; a retry gets the same reply."""
+        known = self._producers.get(producer)
+        if known is None:
+            known = self._producers[producer] = _Producer({}, now_ms)
+        known.answers[sequence] = reply
+        known.used_ms = now_ms
+        self._new_answers.append((producer, sequence, reply))
+
+    def sequence_of(self, key: bytes, now_ms: int) -> int | None:
+        """The sequence number of the message that used this deduplication id in the last 5 minutes."""
+        self._expire(now_ms)
+        return self._keys.get(key)
+
+    def remember_key(self, key: bytes, sequence: int, now_ms: int) -> None:
+        """A message with this deduplication id was accepted."""
+        self._keys[key] = sequence
+        self._keys_by_age.append((now_ms, key, sequence))
+        self._new_keys.append((key, sequence))
+
+    def attempt(self, attempt_id: str, now_ms: int) -> int | None:
+        """The delivery that answered this receive attempt in the last 5 minutes."""
+        self._expire(now_ms)
+        return self._attempts.get(attempt_id)
+
+    def remember_attempt(self, attempt_id: str, number: int, now_ms: int) -> None:
+        """A delivery answered this attempt."""
+        self._attempts[attempt_id] = number
+        self._attempts_by_age.append((now_ms, attempt_id))
+        self._new_attempts.append((attempt_id, number))
+
+    def _expire(self, now_ms: int) -> None:
+        keys = self._keys_by_age
+        bound = now_ms - limits.DEDUPLICATION_WINDOW_MS
+        while keys and keys[0][0] <= bound:
+            _, key, sequence = keys.popleft()
+            if self._keys.get(key) == sequence:
+                del self._keys[key]
+        attempts = self._attempts_by_age
+        bound = now_ms - limits.ATTEMPT_WINDOW_MS
+        while attempts and attempts[0][0] <= bound:
+            self._attempts.pop(attempts.popleft()[1], None)
+
+    @property
+    def has_news(self) -> bool:
+        """Whether the next commit has something to remember."""
+        return bool(self._new_answers or self._new_keys or self._new_attempts)
+
+    def collect(self, number: int, now_ms: int) -> DeduplicationRow:
+        """The row for the next commit; what is new counts as written from here on."""
+        entries = msgpack.packb(
+            (
+                [
+                    (producer, sequence, [(run.first, run.count) for run in reply.runs], _failures(reply))
+                    for producer, sequence, reply in self._new_answers
+                ],
+                b"".join(key for key, _ in self._new_keys),
+                [sequence for _, sequence in self._new_keys],
+                self._new_attempts,
+            )
+        )
+        self._new_answers, self._new_keys, self._new_attempts = [], [], []
+        return DeduplicationRow(self._log_id, now_ms, number, entries)
+
+    def forget(self, now_ms: int) -> int | None:
+        """Once a minute: drops silent producers and returns the age bound below which rows may go, else None."""
+        if now_ms - self._forgotten_ms < limits.MINUTE_MS:
+            return None
+        self._forgotten_ms = now_ms
+        self._expire(now_ms)
+        bound = now_ms - limits.PRODUCER_WINDOW_MS
+        for producer in [name for name, known in self._producers.items() if known.used_ms < bound]:
+            del self._producers[producer]
+        return bound
+
+    def restore(self, rows: list[DeduplicationRow]) -> None:
+        """Takes up what earlier commits wrote."""
+        for row in rows:
+            answers, keys, sequences, attempts = _unpack(row.entries)
+            for producer, sequence, runs, failures in answers:
+                reply = SendReply(
+                    self._log_id, [Run(first, count) for first, count in runs], [Failure(*one) for one in failures]
+                )
+                known = self._producers.setdefault(producer, _Producer({}, row.at_ms))
+                known.answers[sequence] = reply
+                known.used_ms = max(known.used_ms, row.at_ms)
+            for place, sequence in enumerate(sequences):
+                key = keys[place * KEY_BYTES : (place + 1) * KEY_BYTES]
+                self._keys[key] = sequence
+                self._keys_by_age.append((row.at_ms, key, sequence))
+            for attempt_id, number in attempts:
+                self._attempts[attempt_id] = number
+                self._attempts_by_age.append((row.at_ms, attempt_id))
+
+
+def _failures(reply: SendReply) -> list[tuple[int, int, str]]:
+    return [(failure.index, failure.code, failure.text) for failure in reply.failures]
+
+
+def _unpack(entries: bytes) -> Any:
+    return msgpack.unpackb(entries, raw=False, max_array_len=len(entries))

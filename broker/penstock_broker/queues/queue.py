@@ -1,0 +1,1042 @@
+"""One queue as a state machine: decide in memory, hand out rows to commit, publish what is durable.
+
+Life of a message: `send` puts it into an open segment; `collect` closes open segments into rows; after the commit
+`publish` makes them visible (or leaves them in the store, when enough waits in memory); `receive` takes messages into a delivery;
+`delete` ends them, `change_visibility` or the passing of time (`expire`) makes them visible again; a message received too
+often is handed to the dead-letter queue. Each change marks what must be written; `collect` gathers it once per commit.
+
+Memory holds: what is in flight, the visible messages served next (a window; the rest is paged in through
+`wants` and `loaded`), delayed messages due first, and what deduplication needs. Content is dropped when it was delivered or
+when `shed` asks, and loaded again when it is to be delivered.
+
+The owner discards the whole object when a commit fails, and builds it anew with `Queue.restore`: there is no undo.
+Nothing here waits; `now_ms` is wall-clock milliseconds.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import heapq
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from penstock_broker.queues import limits
+from penstock_broker.queues.deduplication import Deduplication, content_id, key_of
+from penstock_broker.queues.deliveries import Delivery, Receipts, restored_run, unpack_runs
+from penstock_broker.queues.entries import check_entry, check_shape
+from penstock_broker.queues.fifo import FifoReady
+from penstock_broker.queues.ready import StandardReady, Taken
+from penstock_broker.queues.segment import (
+    Columns,
+    Run,
+    Segment,
+    attributes_bytes,
+    delivery_message,
+    indexes_of,
+    mask_bytes,
+    mask_of,
+)
+from penstock_broker.queues.settings import QueueSettings, is_fifo
+from penstock_protocol import queue_messages as messages
+from penstock_protocol.errors import (
+    BatchEmpty,
+    BatchTooLarge,
+    InvalidMessage,
+    InvalidRequest,
+    MessageNotInFlight,
+    PenstockError,
+    QueueFull,
+    ReceiptHandleExpired,
+    ReceiptHandleInvalid,
+    TooManyInFlight,
+)
+from penstock_storage.interface import (
+    Commit,
+    DeduplicationRow,
+    DeliveryRow,
+    LoadedSegment,
+    LogId,
+    LogRow,
+    SegmentKey,
+    SegmentRow,
+    StateRow,
+)
+
+_FOREVER_MS = 2**62
+
+
+@dataclasses.dataclass(slots=True)
+class Budget:
+    """Message content in memory, over all queues."""
+
+    limit_bytes: int
+    used_bytes: int = 0
+
+
+@dataclasses.dataclass(slots=True)
+class Counters:
+    """What happened since the queue was loaded: plain numbers, read when metrics are scraped."""
+
+    sent: int = 0
+    sent_bytes: int = 0
+    received: int = 0
+    received_bytes: int = 0
+    deleted: int = 0
+    redriven: int = 0
+    dead_lettered: int = 0
+    expired: int = 0
+    deduplicated: int = 0
+    empty_receives: int = 0
+
+
+@dataclasses.dataclass(slots=True)
+class _Open:
+    """A segment that is still being filled."""
+
+    first: int
+    due_ms: int
+    sent_ms: int
+    columns: Columns = dataclasses.field(default_factory=Columns)
+    size_bytes: int = 0
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class LoadArrivals:
+    """Ask the store for `load_arrivals` with these arguments (besides the limits), then call `loaded_arrivals`."""
+
+    after: tuple[int, int]
+    until_due_ms: int
+    skips: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class LoadContent:
+    """Ask the store for `load_segments`, then call `loaded_content`."""
+
+    keys: list[SegmentKey]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Publication:
+    """What one commit made durable."""
+
+    segments: list[Segment]
+
+
+class Queue:
+    """See the module. `messages` and `size_bytes` count all that is not deleted, published or not."""
+
+    def __init__(self, name: str, settings: QueueSettings, secret: bytes, budget: Budget, row: LogRow, now_ms: int) -> None:
+        self.name = name
+        self.settings = settings
+        self.log_id: LogId = row.log_id
+        self.fifo = is_fifo(name)
+        self.counters = Counters()
+        self.messages = row.messages
+        self.size_bytes = row.size_bytes
+        self.in_flight = 0
+        self.content_bytes = 0
+        self.deliveries: dict[int, Delivery] = {}
+        self.segments: dict[int, Segment] = {}
+        self._budget = budget
+        self._receipts = Receipts(secret, row.log_id)
+        self._ready: StandardReady | FifoReady = FifoReady() if self.fifo else StandardReady()
+        self._deduplication = Deduplication(row.log_id)
+        self._next = row.reserved
+        self._reserved = row.reserved
+        self._trim = row.trimmed
+        self._open: list[_Open] = []
+        self._committing: list[Segment] = []
+        # Paging: what lies beyond the cursors is in the store only.
+        self._cursor = (0, -1)
+        self._delayed_cursor = (0, 2**63 - 1)
+        self._more = row.messages > 0
+        self._more_delayed = row.messages > 0
+        self._skips = 0
+        self._loaded_ms = now_ms
+        self._unloaded_delayed = row.delayed_messages
+        self._delayed: list[tuple[int, int, Segment]] = []
+        self._delayed_messages = 0
+        self._last_due_ms = 0
+        self._missing: dict[int, Segment] = {}
+        self._loading = False
+        # Timers and changes since the last collect.
+        self._visibility: list[tuple[int, int, Run]] = []
+        self._timer_number = 0
+        self._sweep_ms = now_ms
+        self._dirty_deliveries: dict[int, Delivery] = {}
+        self._dirty_segments: dict[int, Segment] = {}
+        self._dead_deliveries: list[int] = []
+        self._dead_segments: list[Segment] = []
+        self._trimmed = False
+
+    @classmethod
+    def restore(
+        cls,
+        name: str,
+        settings: QueueSettings,
+        secret: bytes,
+        budget: Budget,
+        row: LogRow,
+        deliveries: Iterable[DeliveryRow],
+        touched: Iterable[LoadedSegment],
+        deduplication: list[DeduplicationRow],
+        now_ms: int,
+    ) -> Queue:
+        """The queue as the store knows it. `touched` are the segments that the deliveries name, without content."""
+        queue = cls(name, settings, secret, budget, row, now_ms)
+        for loaded in touched:
+            segment = queue._segment_of(loaded)
+            segment.arrived = False
+            queue.segments[segment.first] = segment
+        for delivery_row in deliveries:
+            queue._restore_delivery(delivery_row, now_ms)
+        queue._deduplication.restore(deduplication)
+        return queue
+
+    @staticmethod
+    def segments_named(deliveries: Iterable[DeliveryRow]) -> list[int]:
+        """The first sequence numbers of the segments that deliveries name: what `restore` needs as `touched`."""
+        return sorted({values[0] for row in deliveries for values in unpack_runs(row)[1]})
+
+    def _restore_delivery(self, row: DeliveryRow, now_ms: int) -> None:
+        taken_ms, runs = unpack_runs(row)
+        delivery = Delivery(row.number, taken_ms)
+        delivery.stored = True
+        for values in runs:
+            segment = self.segments.get(values[0])
+            if segment is None or segment.first < self._trim:
+                continue
+            run = restored_run(segment, values)
+            if not run.mask:
+                continue
+            delivery.add(run)
+            segment.taken |= run.mask
+            if run.visible_ms > now_ms:
+                run.waiting = False
+                self.in_flight += run.mask.bit_count()
+                self._ready.restore(run)
+                self._start_timer(run)
+            else:
+                self._ready.put(run)
+        if delivery.runs:
+            self.deliveries[row.number] = delivery
+        else:
+            self._dead_deliveries.append(row.number)
+
+    # Sending
+
+    def send(self, request: messages.SendMessages, producer: bytes, now_ms: int) -> messages.SendReply:
+        """Accepts a batch; entries that break a rule are failures in the reply. Raises when the batch as a whole is refused.
+
+        The reply may be sent once the next commit of this queue is durable, also when it repeats an earlier answer."""
+        if not request.bodies:
+            raise BatchEmpty()
+        if len(request.bodies) > limits.MAX_BATCH:
+            raise BatchTooLarge(f"{len(request.bodies)} messages; at most {limits.MAX_BATCH} are allowed")
+        check_shape(request)
+        if request.sequence:
+            answered = self._deduplication.answered(producer, request.sequence, request.acknowledged, now_ms)
+            if answered is not None:
+                return answered
+        self._check_room(len(request.bodies), sum(map(len, request.bodies)))
+        plain = (
+            not self.fifo
+            and request.attributes is None
+            and request.delays_ms is None
+            and request.groups is None
+            and request.deduplication_ids is None
+            and request.traces is None
+            and max(map(len, request.bodies)) <= self.settings.max_message_bytes
+        )
+        if plain:
+            reply = messages.SendReply(self.log_id, self._append_plain(request.bodies, now_ms), [])
+        else:
+            reply = self._append_checked(request, now_ms)
+        if request.sequence:
+            self._deduplication.remember_answer(producer, request.sequence, reply, now_ms)
+        return reply
+
+    def _check_room(self, count: int, size_bytes: int) -> None:
+        settings = self.settings
+        if settings.max_messages and self.messages + count > settings.max_messages:
+            raise QueueFull(f"max_messages = {settings.max_messages}; {self.messages} are there")
+        if settings.max_bytes and self.size_bytes + size_bytes > settings.max_bytes:
+            raise QueueFull(f"max_bytes = {settings.max_bytes}; {self.size_bytes} are there")
+
+    def _append_plain(self, bodies: list[bytes], now_ms: int) -> list[messages.Run]:
+        due_ms = now_ms + self.settings.delay_ms if self.settings.delay_ms else 0
+        runs = []
+        start, total = 0, len(bodies)
+        while start < total:
+            open_ = self._open_segment(due_ms, now_ms)
+            held = len(open_.columns.bodies)
+            part = bodies[start : start + limits.SEGMENT_MESSAGES - held]
+            size = sum(map(len, part))
+            if open_.size_bytes + size > limits.SEGMENT_BYTES:
+                part = _fitting(part, limits.SEGMENT_BYTES - open_.size_bytes, at_least_one=not held)
+                size = sum(map(len, part))
+            if not part:
+                self._open_new(due_ms, now_ms)
+                continue
+            open_.columns.extend(part, {})
+            open_.size_bytes += size
+            runs.append(messages.Run(open_.first + held, len(part)))
+            self._count_sent(len(part), size)
+            start += len(part)
+        return runs
+
+    def _append_checked(self, request: messages.SendMessages, now_ms: int) -> messages.SendReply:
+        settings = self.settings
+        sequences: list[int] = []
+        failures: list[messages.Failure] = []
+        for index, body in enumerate(request.bodies):
+            try:
+                values = check_entry(request, index, settings, fifo=self.fifo)
+                if self.fifo:
+                    sequences.append(self._append_fifo(body, values, now_ms))
+                else:
+                    delay_ms = values.pop("delay_ms", settings.delay_ms)
+                    sequences.append(self._append(body, values, now_ms + delay_ms if delay_ms else 0, now_ms))
+            except PenstockError as error:
+                failures.append(messages.Failure(index, error.code, str(error)))
+        return messages.SendReply(self.log_id, _as_runs(sequences), failures)
+
+    def _append_fifo(self, body: bytes, values: dict[str, Any], now_ms: int) -> int:
+        settings = self.settings
+        identity = values.get("deduplication_ids")
+        if identity is None:
+            if not settings.content_based_deduplication:
+                raise InvalidMessage("a deduplication id is needed, or content_based_deduplication on the queue")
+            identity = values["deduplication_ids"] = content_id(body)
+        group = str(values["groups"]) if settings.deduplication_scope == "message_group" else None
+        key = key_of(str(identity), group)
+        known = self._deduplication.sequence_of(key, now_ms)
+        if known is not None:
+            self.counters.deduplicated += 1
+            return known
+        due_ms = 0
+        if settings.delay_ms:
+            due_ms = self._last_due_ms = max(now_ms + settings.delay_ms, self._last_due_ms)
+        sequence = self._append(body, values, due_ms, now_ms)
+        self._deduplication.remember_key(key, sequence, now_ms)
+        return sequence
+
+    def _append(self, body: bytes, values: dict[str, Any], due_ms: int, now_ms: int) -> int:
+        size = len(body)
+        attributes = values.get("attributes")
+        if attributes:
+            size += attributes_bytes(attributes)
+        open_ = self._open_segment(due_ms, now_ms)
+        held = len(open_.columns.bodies)
+        if held and open_.size_bytes + size > limits.SEGMENT_BYTES:
+            open_ = self._open_new(due_ms, now_ms)
+            held = 0
+        open_.columns.append(body, values)
+        open_.size_bytes += size
+        self._count_sent(1, size)
+        return open_.first + held
+
+    def _count_sent(self, count: int, size_bytes: int) -> None:
+        self.messages += count
+        self.size_bytes += size_bytes
+        self.counters.sent += count
+        self.counters.sent_bytes += size_bytes
+
+    def _open_segment(self, due_ms: int, now_ms: int) -> _Open:
+        # A FIFO queue only ever appends to its newest segment: sequence numbers are the order of sends.
+        candidates = self._open[-1:] if self.fifo else reversed(self._open)
+        for open_ in candidates:
+            if open_.due_ms == due_ms and len(open_.columns.bodies) < limits.SEGMENT_MESSAGES:
+                return open_
+        return self._open_new(due_ms, now_ms)
+
+    def _open_new(self, due_ms: int, now_ms: int) -> _Open:
+        open_ = _Open(self._next, due_ms, now_ms)
+        self._next += limits.SEGMENT_MESSAGES
+        self._open.append(open_)
+        return open_
+
+    def adopt(self, columns: Columns, index: int, values: dict[str, Any], sent_ms: int, now_ms: int) -> None:
+        """Takes over one message of another queue (dead-lettered or moved back) with the given properties."""
+        row = columns.row(index)
+        row.pop("sent_ms", None)
+        row.pop("sources", None)
+        row.pop("origins", None)
+        row.update(values)
+        if sent_ms != now_ms:
+            row["sent_ms"] = sent_ms
+        due_ms = now_ms + self.settings.delay_ms if self.settings.delay_ms else 0
+        self._append(columns.bodies[index], row, due_ms, now_ms)
+
+    # Receiving
+
+    def receive(
+        self, max_messages: int, max_bytes: int, visibility_ms: int | None, attempt_id: str, dead_letter: bool, now_ms: int
+    ) -> tuple[messages.ReceiveReply | None, Taken | None]:
+        """Takes messages. (None, …): there is nothing to take now. The second part has dead runs, which the caller hands
+        to the dead-letter queue with `bury`, in the same commit. Without `dead_letter` nothing is set aside as dead."""
+        if not 1 <= max_messages <= limits.MAX_BATCH:
+            raise InvalidRequest(f"max_messages = {max_messages}; it must be from 1 to {limits.MAX_BATCH}")
+        if visibility_ms is None:
+            visibility_ms = self.settings.visibility_timeout_ms
+        elif visibility_ms > limits.MAX_VISIBILITY_TIMEOUT_MS:
+            raise InvalidRequest(f"visibility_timeout_ms = {visibility_ms}; at most {limits.MAX_VISIBILITY_TIMEOUT_MS}")
+        self.expire(now_ms)
+        if attempt_id and self.fifo:
+            again = self._repeat_attempt(attempt_id, now_ms + visibility_ms, now_ms)
+            if again is not None:
+                return again, None
+        room = self.settings.max_in_flight - self.in_flight
+        if room <= 0:
+            if not self.fifo:
+                raise TooManyInFlight(f"{self.in_flight} messages are in flight")
+            return None, None
+        max_received = self.settings.max_receive_count if dead_letter else 0
+        taken = self._ready.take(min(max_messages, room), max_bytes, max_received, now_ms)
+        for segment in taken.missing:
+            self._missing[segment.first] = segment
+        for run in taken.dead:
+            self._leave_delivery(run)
+        if not taken.runs:
+            return None, taken
+        number = self._next
+        self._next += 1
+        delivery = Delivery(number, now_ms)
+        visible_ms = now_ms + visibility_ms
+        for run in taken.runs:
+            self._leave_delivery(run)
+            run.received += 1
+            run.first_received_ms = run.first_received_ms or now_ms
+            run.visible_ms = visible_ms
+            run.waiting = False
+            run.segment.taken |= run.mask
+            delivery.add(run)
+            self._start_timer(run)
+        self.deliveries[number] = delivery
+        self._dirty_deliveries[number] = delivery
+        self.in_flight += taken.messages
+        self.counters.received += taken.messages
+        self.counters.received_bytes += taken.size_bytes
+        if attempt_id and self.fifo:
+            self._deduplication.remember_attempt(attempt_id, number, now_ms)
+        reply = self._reply(delivery, taken.runs, visible_ms)
+        for run in taken.runs:
+            self._drop_delivered_content(run.segment)
+        return reply, taken
+
+    def _reply(self, delivery: Delivery, runs: list[Run], visible_ms: int) -> messages.ReceiveReply:
+        receipt = self._receipts.issue(delivery.number)
+        return messages.ReceiveReply(self.log_id, [delivery_message(run, receipt) for run in runs], visible_ms)
+
+    def _repeat_attempt(self, attempt_id: str, visible_ms: int, now_ms: int) -> messages.ReceiveReply | None:
+        number = self._deduplication.attempt(attempt_id, now_ms)
+        delivery = self.deliveries.get(number) if number is not None else None
+        if delivery is None:
+            return None
+        runs = list(delivery.all_runs())
+        if any(run.waiting for run in runs):
+            return None
+        absent = [run.segment for run in runs if run.segment.columns is None]
+        if absent:
+            for segment in absent:
+                self._missing[segment.first] = segment
+            return messages.ReceiveReply(self.log_id, [], 0)
+        for run in runs:
+            run.visible_ms = visible_ms
+            self._start_timer(run)
+        self._dirty_deliveries[delivery.number] = delivery
+        return self._reply(delivery, runs, visible_ms)
+
+    def _leave_delivery(self, run: Run) -> None:
+        """A run that waited was taken anew: what is left of its old delivery must be written."""
+        old = run.delivery
+        if old is None:
+            return
+        run.delivery = None
+        self._changed(old, run.segment.first)
+
+    def _changed(self, delivery: Delivery, first: int) -> None:
+        delivery.prune(first)
+        if delivery.runs:
+            self._dirty_deliveries[delivery.number] = delivery
+        elif self.deliveries.pop(delivery.number, None) is not None:
+            self._dirty_deliveries.pop(delivery.number, None)
+            if delivery.stored:
+                self._dead_deliveries.append(delivery.number)
+
+    def bury(self, runs: list[Run]) -> Iterator[tuple[Columns, int, Run]]:
+        """Takes dead (or moved) runs out of this queue; yields their messages for the queue that adopts them, first."""
+        for run in runs:
+            columns = run.segment.columns
+            assert columns is not None
+            for index in indexes_of(run.mask):
+                yield columns, index, run
+            self._end(run.segment, run.mask)
+            self._drop_delivered_content(run.segment)
+
+    def take_waiting(self, max_messages: int, now_ms: int) -> Taken:
+        """Takes visible messages out without a delivery, for a move task; the caller buries them."""
+        self.expire(now_ms)
+        taken = self._ready.take(max_messages, limits.PAGE_BYTES, 0, now_ms)
+        for segment in taken.missing:
+            self._missing[segment.first] = segment
+        for run in taken.runs:
+            self._leave_delivery(run)
+            self._ready.leave(run, 0, now_ms)
+        return taken
+
+    def put_back(self, run: Run) -> None:
+        """What `take_waiting` took waits again; its old delivery is not restored, its receives are."""
+        if run.received:
+            delivery = Delivery(self._next, 0)
+            self._next += 1
+            delivery.add(run)
+            self.deliveries[delivery.number] = delivery
+            self._dirty_deliveries[delivery.number] = delivery
+        self._ready.put(run)
+
+    # Ending and changing what was received
+
+    def delete(self, receipts: list[messages.Receipt], now_ms: int) -> list[messages.ReceiptFailure]:
+        """Deletes messages by receipt. A message that is gone already is success; one that was received again is
+        ReceiptHandleExpired, and so is, on a FIFO queue, one whose visibility timeout has ended (SQS)."""
+        self.expire(now_ms)
+        failures: list[messages.ReceiptFailure] = []
+        for entry, receipt in enumerate(receipts):
+            try:
+                number = self._receipts.check(receipt.receipt)
+            except ReceiptHandleInvalid as error:
+                failures.append(messages.ReceiptFailure(entry, receipt.mask, error.code, str(error)))
+                continue
+            wanted = mask_of(receipt.mask)
+            segment = self.segments.get(receipt.first)
+            if segment is None:
+                continue
+            wanted &= segment.all_mask & ~segment.deleted
+            if not wanted:
+                continue
+            delivery = self.deliveries.get(number)
+            done = 0
+            if delivery is not None:
+                for run in list(delivery.runs.get(receipt.first, ())):
+                    hit = run.mask & wanted
+                    if hit and not (self.fifo and run.waiting):
+                        self._delete_from(run, hit, now_ms)
+                        done |= hit
+                if done:
+                    self._changed(delivery, receipt.first)
+            if done != wanted:
+                error_ = ReceiptHandleExpired()
+                failures.append(messages.ReceiptFailure(entry, mask_bytes(wanted & ~done), error_.code, str(error_)))
+        return failures
+
+    def _delete_from(self, run: Run, mask: int, now_ms: int) -> None:
+        count = mask.bit_count()
+        if run.waiting:
+            self._ready.shrink(run, mask)
+        else:
+            run.mask &= ~mask
+            self.in_flight -= count
+            self._ready.settle(run, count, now_ms - run.delivery.taken_ms, now_ms)
+        self.counters.deleted += count
+        self._end(run.segment, mask)
+
+    def _end(self, segment: Segment, mask: int) -> None:
+        """Messages are no more, whatever the way."""
+        before = segment.deleted_bytes
+        count = segment.delete(mask)
+        segment.taken &= ~mask
+        self.messages -= count
+        self.size_bytes -= segment.deleted_bytes - before
+        if segment.live:
+            self._dirty_segments[segment.first] = segment
+        elif self.segments.pop(segment.first, None) is not None:
+            self._dirty_segments.pop(segment.first, None)
+            self._missing.pop(segment.first, None)
+            self._dead_segments.append(segment)
+            self._drop_content(segment)
+
+    def change_visibility(
+        self, receipts: list[messages.Receipt], timeouts_ms: list[int], now_ms: int
+    ) -> list[messages.ReceiptFailure]:
+        """Hides messages in flight for another timeout from now on; 0 makes them visible at once."""
+        if len(timeouts_ms) != len(receipts):
+            raise InvalidRequest(f"{len(timeouts_ms)} timeouts for {len(receipts)} receipts")
+        if timeouts_ms and max(timeouts_ms) > limits.MAX_VISIBILITY_TIMEOUT_MS:
+            raise InvalidRequest(f"a visibility timeout is at most {limits.MAX_VISIBILITY_TIMEOUT_MS} ms")
+        self.expire(now_ms)
+        failures: list[messages.ReceiptFailure] = []
+        for entry, (receipt, timeout_ms) in enumerate(zip(receipts, timeouts_ms, strict=True)):
+            wanted = mask_of(receipt.mask)
+            try:
+                delivery = self.deliveries.get(self._receipts.check(receipt.receipt))
+            except ReceiptHandleInvalid as error:
+                failures.append(messages.ReceiptFailure(entry, receipt.mask, error.code, str(error)))
+                continue
+            done = 0
+            if delivery is not None:
+                for run in list(delivery.runs.get(receipt.first, ())):
+                    hit = run.mask & wanted
+                    if hit and not run.waiting:
+                        self._set_visibility(run, hit, timeout_ms, now_ms)
+                        done |= hit
+            if done != wanted:
+                error_ = MessageNotInFlight()
+                failures.append(messages.ReceiptFailure(entry, mask_bytes(wanted & ~done), error_.code, str(error_)))
+        return failures
+
+    def _set_visibility(self, run: Run, mask: int, timeout_ms: int, now_ms: int) -> None:
+        delivery: Delivery = run.delivery
+        if mask != run.mask:
+            part = run.split(mask)
+            delivery.add(part)
+            self._ready.adopt_split(run, part)
+            run = part
+        run.visible_ms = now_ms + timeout_ms
+        self._dirty_deliveries[delivery.number] = delivery
+        if timeout_ms:
+            self._start_timer(run)
+        else:
+            self._return(run, now_ms)
+
+    def release(self, number: int, now_ms: int) -> bool:
+        """Makes what is left in flight of a delivery visible; whether there was any."""
+        delivery = self.deliveries.get(number)
+        released = False
+        if delivery is not None:
+            for run in list(delivery.all_runs()):
+                if not run.waiting and run.mask:
+                    self._set_visibility(run, run.mask, 0, now_ms)
+                    released = True
+        return released
+
+    def _return(self, run: Run, now_ms: int) -> None:
+        """A run in flight is visible again."""
+        count = run.mask.bit_count()
+        self.in_flight -= count
+        self._ready.leave(run, now_ms - run.delivery.taken_ms, now_ms)
+        run.waiting = True
+        self._ready.put(run)
+
+    # Time
+
+    def _start_timer(self, run: Run) -> None:
+        self._timer_number += 1
+        heapq.heappush(self._visibility, (run.visible_ms, self._timer_number, run))
+        if len(self._visibility) > 1000 and len(self._visibility) > 4 * len(self.deliveries) + 2 * self.in_flight:
+            self._visibility = [timer for timer in self._visibility if _is_running(timer)]
+            heapq.heapify(self._visibility)
+
+    def expire(self, now_ms: int) -> bool:
+        """Lets time pass: visibility timeouts end, delayed messages become due, retention ends. Whether anything became
+        visible. Only the end of retention leaves something to commit."""
+        woke = False
+        timers = self._visibility
+        while timers and timers[0][0] <= now_ms:
+            timer = heapq.heappop(timers)
+            if _is_running(timer):
+                self._return(timer[2], now_ms)
+                woke = True
+        while self._delayed and self._delayed[0][0] <= now_ms:
+            _, _, segment = heapq.heappop(self._delayed)
+            self._delayed_messages -= segment.count
+            if segment.live:
+                woke = self._arrive(segment) or woke
+        if now_ms >= self._sweep_ms:
+            self._expire_old(now_ms)
+        return woke
+
+    def _arrive(self, segment: Segment) -> bool:
+        """Messages of a resident segment become visible for the first time."""
+        if segment.columns is None:
+            segment.arrived = False
+            self._missing[segment.first] = segment
+            return False
+        segment.arrived = True
+        mask = segment.all_mask & ~segment.deleted & ~segment.taken
+        if mask:
+            self._ready.arrive(segment, mask)
+        return mask != 0
+
+    def _expire_old(self, now_ms: int) -> None:
+        """Retention: messages older than the queue keeps them are deleted, in flight or not."""
+        bound = now_ms - self.settings.retention_ms
+        oldest = now_ms
+        expired = []
+        for segment in self.segments.values():
+            kept_since = max(segment.sent_ms, segment.due_ms)
+            if kept_since <= bound:
+                expired.append(segment)
+            else:
+                oldest = min(oldest, kept_since)
+        for segment in expired:
+            self.counters.expired += segment.live
+            in_flight = segment.all_mask & ~segment.deleted
+            self._end(segment, in_flight)
+        if expired:
+            self._ready.drop_deleted()
+            for delivery in list(self.deliveries.values()):
+                for run in list(delivery.all_runs()):
+                    gone = run.mask & run.segment.deleted
+                    if gone:
+                        if not run.waiting:
+                            self.in_flight -= gone.bit_count()
+                        run.mask &= ~gone
+                        if not run.waiting:
+                            self._ready.settle(run, gone.bit_count(), 0, now_ms)
+                        self._changed(delivery, run.segment.first)
+        self._sweep_ms = max(oldest + self.settings.retention_ms, now_ms + limits.SECOND_MS)
+
+    def sweep_soon(self, now_ms: int) -> None:
+        """The retention changed: look for what is too old at the next `expire`."""
+        self._sweep_ms = now_ms
+
+    def next_deadline(self) -> int | None:
+        """When `expire` has something to do next; None while nothing waits for time."""
+        timers = self._visibility
+        while timers and not _is_running(timers[0]):
+            heapq.heappop(timers)
+        deadline = timers[0][0] if timers else _FOREVER_MS
+        if self._delayed:
+            deadline = min(deadline, self._delayed[0][0])
+        if self.segments:
+            deadline = min(deadline, self._sweep_ms)
+        return deadline if deadline < _FOREVER_MS else None
+
+    # Committing
+
+    @property
+    def is_dirty(self) -> bool:
+        """Whether `collect` would write anything."""
+        return bool(
+            self._open
+            or self._dirty_deliveries
+            or self._dirty_segments
+            or self._dead_deliveries
+            or self._dead_segments
+            or self._trimmed
+            or self._deduplication.has_news
+        )
+
+    def collect(self, commit: Commit, now_ms: int) -> Publication:
+        """Adds everything that changed to the commit. What is returned goes to `publish` when it is durable."""
+        log_id = self.log_id
+        segments = []
+        for open_ in self._open:
+            count = len(open_.columns.bodies)
+            if not count:
+                continue
+            if open_.first + limits.SEGMENT_MESSAGES == self._next:
+                self._next = open_.first + count
+            segment = Segment(open_.first, count, open_.due_ms, open_.sent_ms, open_.size_bytes, open_.columns)
+            if open_.columns.sent_ms is not None:
+                segment.sent_ms = max(open_.sent_ms if sent is None else sent for sent in open_.columns.sent_ms)
+            segments.append(segment)
+            commit.insert_segments.append(
+                SegmentRow(
+                    log_id, segment.due_ms, segment.first, count, segment.size_bytes, segment.sent_ms, open_.columns.pack()
+                )
+            )
+        self._open = []
+        self._committing += segments
+        if self._trimmed:
+            commit.trims.append((log_id, self._trim))
+            self._trimmed = False
+        for segment in self._dead_segments:
+            commit.delete_segments.append(segment.key(log_id))
+            if segment.stored_state:
+                commit.delete_states.append((log_id, segment.first))
+        for segment in self._dirty_segments.values():
+            commit.upsert_states.append(
+                StateRow(
+                    log_id, segment.first, mask_bytes(segment.deleted), segment.count - segment.live, segment.deleted_bytes
+                )
+            )
+            segment.stored_state = True
+        for number in self._dead_deliveries:
+            commit.delete_deliveries.append((log_id, number))
+        for delivery in self._dirty_deliveries.values():
+            commit.upsert_deliveries.append(delivery.to_row(log_id))
+            delivery.stored = True
+        self._dead_segments, self._dirty_segments = [], {}
+        self._dead_deliveries, self._dirty_deliveries = [], {}
+        if self._deduplication.has_news:
+            commit.insert_deduplication.append(self._deduplication.collect(self._next, now_ms))
+            self._next += 1
+        forgotten = self._deduplication.forget(now_ms)
+        if forgotten is not None:
+            commit.forget_deduplication.append((log_id, forgotten))
+        if self._next > self._reserved:
+            self._reserved = self._next + limits.RESERVE_SEQUENCES
+            commit.reservations.append((log_id, self._reserved))
+        return Publication(segments)
+
+    def publish(self, publication: Publication) -> bool:
+        """The commit is durable: its messages may be received. Whether any became visible now."""
+        woke = False
+        for segment in publication.segments:
+            self._committing.remove(segment)
+            if segment.first < self._trim:
+                continue
+            if segment.due_ms:
+                self._publish_delayed(segment)
+            elif self._more or self._ready.messages >= self._window or self.content_bytes > limits.CONTENT_BYTES:
+                self._more = True
+                self._skips += 1
+                woke = True
+            elif (segment.due_ms, segment.first) > self._cursor:
+                self._cursor = (0, segment.first)
+                self._hold(segment)
+                woke = self._arrive(segment) or woke
+        return woke
+
+    @property
+    def _window(self) -> int:
+        return limits.FIFO_WINDOW_MESSAGES if self.fifo else limits.WINDOW_MESSAGES
+
+    @property
+    def _low_water(self) -> int:
+        # A FIFO queue wants its whole window in memory: the group that can be served may be far behind.
+        return limits.FIFO_WINDOW_MESSAGES if self.fifo else limits.LOW_WATER_MESSAGES
+
+    def _publish_delayed(self, segment: Segment) -> None:
+        key = (segment.due_ms, segment.first)
+        if key > self._delayed_cursor and (self._more_delayed or len(self._delayed) >= limits.DELAYED_SEGMENTS):
+            self._more_delayed = True
+            self._skips += 1
+            self._unloaded_delayed += segment.count
+            return
+        self._delayed_cursor = max(self._delayed_cursor, key)
+        self._hold(segment)
+        self._push_delayed(segment)
+        if len(self._delayed) > 2 * limits.DELAYED_SEGMENTS:
+            self._delayed.sort()
+            for _, _, dropped in self._delayed[limits.DELAYED_SEGMENTS :]:
+                self._delayed_messages -= dropped.count
+                self._unloaded_delayed += dropped.count
+                self._drop_content(dropped)
+                del self.segments[dropped.first]
+            del self._delayed[limits.DELAYED_SEGMENTS :]
+            self._delayed_cursor = self._delayed[-1][:2]
+            self._more_delayed = True
+            self._skips += 1
+
+    def _push_delayed(self, segment: Segment) -> None:
+        heapq.heappush(self._delayed, (segment.due_ms, segment.first, segment))
+        self._delayed_messages += segment.count
+
+    def _hold(self, segment: Segment) -> None:
+        self.segments[segment.first] = segment
+        self._count_content(segment.memory_bytes())
+
+    def _count_content(self, change_bytes: int) -> None:
+        self.content_bytes += change_bytes
+        self._budget.used_bytes += change_bytes
+
+    def _drop_content(self, segment: Segment) -> None:
+        self._count_content(-segment.memory_bytes())
+        segment.columns = None
+
+    def _drop_delivered_content(self, segment: Segment) -> None:
+        if segment.columns is not None and not segment.all_mask & ~segment.deleted & ~segment.taken:
+            self._drop_content(segment)
+
+    def shed(self) -> None:
+        """Drops all content from memory; it is loaded again when it is to be delivered."""
+        for segment in self.segments.values():
+            if segment.columns is not None:
+                self._drop_content(segment)
+
+    # Paging
+
+    def wants(self) -> LoadArrivals | LoadContent | None:
+        """What should be loaded now; at most one load is under way. The owner calls `loaded_…` or drops the queue."""
+        if self._loading:
+            return None
+        want: LoadArrivals | LoadContent | None = None
+        if self._missing:
+            keys = [segment.key(self.log_id) for segment in self._missing.values()]
+            want = LoadContent(keys[: limits.PAGE_SEGMENTS])
+        elif self._more and self._ready.messages < self._low_water and self.content_bytes < limits.CONTENT_BYTES:
+            want = LoadArrivals(self._cursor, 0, self._skips)
+        elif self._more_delayed and len(self._delayed) < limits.DELAYED_SEGMENTS // 2:
+            want = LoadArrivals(self._delayed_cursor, _FOREVER_MS, self._skips)
+        self._loading = want is not None
+        return want
+
+    def _segment_of(self, loaded: LoadedSegment) -> Segment:
+        row, state = loaded.segment, loaded.state
+        columns = Columns.unpack(row.payload) if row.payload is not None else None
+        segment = Segment(row.first, row.count, row.due_ms, row.sent_ms, row.size_bytes, columns)
+        if state is not None:
+            segment.deleted = mask_of(state.deleted)
+            segment.live = row.count - state.deleted_count
+            segment.deleted_bytes = state.deleted_bytes
+            segment.stored_state = True
+        return segment
+
+    def loaded_arrivals(self, want: LoadArrivals, rows: list[LoadedSegment], *, complete: bool, now_ms: int) -> bool:
+        """Takes up a page; `complete` says that the store had no more. Whether anything became visible."""
+        self._loading = False
+        woke = False
+        delayed = want.until_due_ms != 0
+        for loaded in rows:
+            row = loaded.segment
+            key = (row.due_ms, row.first)
+            if delayed:
+                self._delayed_cursor = max(self._delayed_cursor, key)
+                if row.due_ms > self._loaded_ms:
+                    self._unloaded_delayed -= row.count
+            else:
+                self._cursor = max(self._cursor, key)
+            if row.first < self._trim:
+                continue
+            segment = self.segments.get(row.first)
+            if segment is None:
+                if any(other.first == row.first for other in self._dead_segments):
+                    continue
+                segment = self._segment_of(loaded)
+                self.segments[segment.first] = segment
+            elif segment.arrived:
+                continue
+            if segment.columns is None and row.payload is not None:
+                segment.columns = Columns.unpack(row.payload)
+            self._count_content(segment.memory_bytes())
+            self._missing.pop(segment.first, None)
+            if row.due_ms > now_ms:
+                self._push_delayed(segment)
+            else:
+                woke = self._arrive(segment) or woke
+            self._drop_delivered_content(segment)
+        if delayed:
+            self._more_delayed = not complete or want.skips != self._skips
+        else:
+            self._more = not complete or want.skips != self._skips
+        if woke or rows:
+            self._sweep_ms = min(self._sweep_ms, now_ms)
+        return woke
+
+    def loaded_content(self, want: LoadContent, rows: list[LoadedSegment], now_ms: int) -> bool:
+        """Takes up content that was missing. Segments the store could not give (quarantined) are taken out of service."""
+        self._loading = False
+        woke = False
+        given = {loaded.segment.first: loaded for loaded in rows}
+        for key in want.keys:
+            segment = self._missing.pop(key.first, None)
+            if segment is None or self.segments.get(key.first) is not segment:
+                continue
+            loaded = given.get(key.first)
+            if loaded is None or loaded.segment.payload is None:
+                self._quarantine(segment)
+                continue
+            if segment.columns is None:
+                segment.columns = Columns.unpack(loaded.segment.payload)
+                self._count_content(segment.memory_bytes())
+            if not segment.arrived and segment.due_ms and segment.due_ms <= now_ms:
+                self._arrive(segment)
+            woke = True
+        return woke
+
+    @property
+    def may_load(self) -> bool:
+        """Whether a load is under way, or needed before it is certain that nothing can be received now."""
+        return self._loading or bool(self._missing) or (self._more and not self._ready.messages)
+
+    def load_failed(self) -> None:
+        """The load raised: it may be asked for again."""
+        self._loading = False
+
+    def _quarantine(self, segment: Segment) -> None:
+        """The store cannot give a segment's content: serve nothing of it, and leave its row alone."""
+        lost = segment.all_mask & ~segment.deleted
+        segment.deleted |= lost
+        self.messages -= lost.bit_count()
+        self._ready.drop_deleted()
+        del self.segments[segment.first]
+
+    # The whole queue
+
+    def purge(self, now_ms: int) -> int:
+        """Deletes everything, in flight and delayed too; returns how many messages. Sends decided before count as purged."""
+        count = self.messages
+        for open_ in self._open:
+            open_.columns = Columns()
+        self._open = []
+        self._trim = self._next
+        self._trimmed = True
+        self._ready = FifoReady() if self.fifo else StandardReady()
+        self.shed()
+        self.segments.clear()
+        for delivery in self.deliveries.values():
+            if delivery.stored:
+                self._dead_deliveries.append(delivery.number)
+            for run in delivery.all_runs():
+                run.mask = 0
+        self.deliveries.clear()
+        self._dirty_deliveries.clear()
+        self._dirty_segments.clear()
+        self._dead_segments.clear()
+        self._visibility.clear()
+        self._delayed.clear()
+        self._missing.clear()
+        self.messages = self.size_bytes = self.in_flight = 0
+        self._delayed_messages = self._unloaded_delayed = 0
+        self._more = self._more_delayed = False
+        self._skips += 1
+        self._cursor = (0, self._trim)
+        self._delayed_cursor = (0, 2**63 - 1)
+        self._sweep_ms = now_ms
+        return count
+
+    def taken_of(self, first: int) -> list[Run]:
+        """The runs of a segment that were received, whether in flight or waiting again."""
+        return [run for delivery in self.deliveries.values() for run in delivery.runs.get(first, ())]
+
+    @property
+    def delayed(self) -> int:
+        """Messages that are not due yet."""
+        return self._delayed_messages + self._unloaded_delayed
+
+    @property
+    def visible(self) -> int:
+        """Messages that could be received now."""
+        waiting = sum(len(open_.columns.bodies) for open_ in self._open) + sum(one.count for one in self._committing)
+        return max(0, self.messages - self.in_flight - self.delayed - waiting)
+
+    @property
+    def oldest_ms(self) -> int | None:
+        """The send time of the oldest message; what is only in the store is younger than what is in memory."""
+        return min((segment.sent_ms for segment in self.segments.values()), default=None)
+
+    @property
+    def has_ready(self) -> bool:
+        """Whether a receive might find something in memory."""
+        return self._ready.messages > 0
+
+
+def _is_running(timer: tuple[int, int, Run]) -> bool:
+    visible_ms, _, run = timer
+    return not run.waiting and run.mask != 0 and run.visible_ms == visible_ms
+
+
+def _fitting(bodies: list[bytes], room: int, *, at_least_one: bool) -> list[bytes]:
+    """The longest prefix that has at most `room` bytes."""
+    count = 0
+    for body in bodies:
+        room -= len(body)
+        if room < 0:
+            break
+        count += 1
+    return bodies[: max(count, 1 if at_least_one else 0)]
+
+
+def _as_runs(sequences: list[int]) -> list[messages.Run]:
+    runs: list[list[int]] = []
+    for sequence in sequences:
+        if runs and runs[-1][0] + runs[-1][1] == sequence:
+            runs[-1][1] += 1
+        else:
+            runs.append([sequence, 1])
+    return [messages.Run(first, count) for first, count in runs]
+

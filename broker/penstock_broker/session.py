@@ -1,0 +1,272 @@
+"""One connection: bytes in, calls to the dispatcher, answers out. Whatever goes wrong here ends here.
+
+Two tasks: the reader feeds the protocol and dispatches; the writer sends what the outbox holds. The reader stops reading while too many
+requests are in flight, the outbox is long, or the commit lane has no room: back pressure reaches the client through its socket. A
+client that does not read its answers for WRITE_STALL_SECONDS, or lets OUTBOX_BYTES pile up, is cut off.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+
+import structlog
+import trio
+
+from penstock_broker.access import Keyring
+from penstock_broker.call import Call, Caller
+from penstock_broker.counters import Counters
+from penstock_broker.dispatch import Dispatcher
+from penstock_protocol.codec import Message
+from penstock_protocol.connection import Refused, Request, ServerConnection, State
+from penstock_protocol.errors import (
+    AuthenticationFailed,
+    AuthenticationRequired,
+    Draining,
+    InternalError,
+    InvalidRequest,
+    PenstockError,
+    ProtocolError,
+    SlowConsumer,
+)
+from penstock_protocol.frames import DEFAULT_FRAME_BYTES
+from penstock_protocol.session_messages import Authenticate, Cancel, Empty, Hello, HelloReply
+from penstock_protocol import queue_messages as queues
+
+log = structlog.get_logger()
+
+READ_BYTES = 256 * 1024
+OUTBOX_BYTES = 64 * 1024 * 1024
+OUTBOX_PAUSE_BYTES = 8 * 1024 * 1024
+WRITE_STALL_SECONDS = 30.0
+HELLO_SECONDS = 5.0
+MAX_IN_FLIGHT_REQUESTS = 1024
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class SessionLimits:
+    """What one connection may use."""
+
+    max_frame_bytes: int = DEFAULT_FRAME_BYTES
+    max_in_flight: int = MAX_IN_FLIGHT_REQUESTS
+
+
+class Session:
+    """See the module."""
+
+    def __init__(
+        self,
+        stream: trio.abc.Stream,
+        dispatcher: Dispatcher,
+        keyring: Keyring,
+        counters: Counters,
+        limits: SessionLimits,
+        random_bytes: Callable[[int], bytes],
+        default_place: tuple[str, str],
+        server_name: str,
+    ) -> None:
+        self._stream = stream
+        self._dispatcher = dispatcher
+        self._keyring = keyring
+        self._counters = counters
+        self._limits = limits
+        self._random_bytes = random_bytes
+        self._default_place = default_place
+        self._server_name = server_name
+        self._connection = ServerConnection(limits.max_frame_bytes)
+        self._outbox: list[bytes] = []
+        self._outbox_bytes = 0
+        self._written = trio.Event()
+        self._to_write = trio.Event()
+        self._calls: dict[int, Call] = {}
+        self._caller: Caller | None = None
+        self._hello: Hello | None = None
+        self._challenge = b""
+        self._closing = False
+        self._scope = trio.CancelScope()
+
+    async def run(self) -> None:
+        """Serves the connection to its end. Never raises but for cancellation."""
+        self._counters.connections += 1
+        self._counters.connections_opened += 1
+        try:
+            with self._scope:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._write)
+                    await self._read()
+                    self._closing = True
+                    self._to_write.set()
+        except* (trio.BrokenResourceError, trio.ClosedResourceError):
+            pass  # the peer is gone: nothing to tell, nothing to keep
+        except* Exception as group:  # noqa: BLE001 - the one place where a connection's failure stays its own
+            self._counters.connections_failed[InternalError.__name__] += 1
+            log.exception("connection failed", exc_info=group, client=self._hello.client if self._hello else None)
+        finally:
+            self._counters.connections -= 1
+            for call in list(self._calls.values()):
+                self._dispatcher.gone(call)
+            self._calls.clear()
+            with trio.move_on_after(1, shield=True):
+                await trio.aclose_forcefully(self._stream)
+
+    def drain(self) -> None:
+        """Ends the session soon: what waits is answered with Draining, what is being committed is still answered."""
+        for call in list(self._calls.values()):
+            if call.waiter is not None:
+                self._dispatcher.gone(call)
+                call.answered = False
+                call.fail(Draining())
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing is in flight and everything was written."""
+        return not self._calls and not self._outbox
+
+    # Reading
+
+    async def _read(self) -> None:
+        connection = self._connection
+        deadline = trio.current_time() + HELLO_SECONDS
+        try:
+            while connection.state is not State.CLOSED:
+                with trio.CancelScope(deadline=deadline if self._caller is None else math.inf) as scope:
+                    data = await self._stream.receive_some(READ_BYTES)
+                if scope.cancelled_caught:
+                    raise ProtocolError(f"no valid hello within {HELLO_SECONDS} seconds")
+                if not data:
+                    return
+                self._counters.bytes_in += len(data)
+                for event in connection.receive_data(data):
+                    if isinstance(event, Refused):
+                        self._send(connection.error(event.operation, event.correlation, event.error))
+                    else:
+                        self._take(event)
+                    if len(self._calls) >= self._limits.max_in_flight:
+                        await self._wait_room()
+                await self._wait_room()
+        except PenstockError as error:
+            self._counters.connections_failed[error.name] += 1
+            log.info("connection closed", error=error.name, reason=str(error))
+            self._send(connection.farewell(error))
+
+    async def _wait_room(self) -> None:
+        """Back pressure: returns when another request may be read."""
+        while len(self._calls) >= self._limits.max_in_flight or self._outbox_bytes > OUTBOX_PAUSE_BYTES:
+            self._written = trio.Event()
+            await self._written.wait()
+        await self._dispatcher.wait_room()
+
+    def _take(self, request: Request) -> None:
+        if self._caller is None:
+            self._handshake(request)
+            return
+        if request.operation.one_way:
+            self._one_way(request)
+            return
+        if request.correlation in self._calls or not request.correlation:
+            raise ProtocolError(f"correlation {request.correlation} is in use")
+        call = Call(self._caller, request.operation, request.correlation, len(request.body), self)
+        self._calls[request.correlation] = call
+        self._dispatcher.dispatch(call, request)
+
+    def _handshake(self, request: Request) -> None:
+        message = request.message()
+        connection = self._connection
+        if isinstance(message, Hello):
+            if len(message.producer) != 16:
+                raise InvalidRequest("Hello.producer must have 16 bytes")
+            self._hello = message
+            required = len(self._keyring) > 0
+            if required and not message.key_id:
+                raise AuthenticationRequired()
+            account, region = self._default_place
+            if required:
+                self._challenge = self._random_bytes(32)
+                connection.challenge()
+            else:
+                self._open(message.account or account, "admin", "")
+            reply = HelloReply(
+                self._server_name,
+                self._limits.max_frame_bytes,
+                self._limits.max_in_flight,
+                self._challenge,
+                message.account or account,
+                message.region or region,
+            )
+            self._send(connection.reply(request.operation.code, request.correlation, reply))
+        elif isinstance(message, Authenticate) and self._hello is not None:
+            hello = self._hello
+            row = self._keyring.check(hello.key_id, self._challenge, hello.producer, message.proof)
+            if hello.account and hello.account != row.account:
+                raise AuthenticationFailed("the access key belongs to another account")
+            self._open(row.account, row.role, row.key_id)
+            self._send(connection.reply(request.operation.code, request.correlation, Empty()))
+
+    def _open(self, account: str, role: str, key_id: str) -> None:
+        assert self._hello is not None
+        region = self._hello.region or self._default_place[1]
+        self._caller = Caller(account, region, self._hello.producer, role, key_id)
+        self._connection.open()
+
+    def _one_way(self, request: Request) -> None:
+        message = request.message()
+        if isinstance(message, Cancel):
+            call = self._calls.get(message.correlation)
+            if call is not None:
+                self._dispatcher.cancel(call)
+        elif isinstance(message, queues.Credit):
+            call = self._calls.get(message.correlation)
+            if call is not None:
+                self._dispatcher.credit(call, message.messages)
+
+    # Answering
+
+    def answer(self, call: Call, message: Message | PenstockError) -> None:
+        """Sends a call's reply or error; the call is over."""
+        if self._calls.pop(call.correlation, None) is None:
+            return
+        code = call.operation.code
+        if isinstance(message, PenstockError):
+            self._counters.requests[call.operation.name, message.name] += 1
+            self._send(self._connection.error(code, call.correlation, message))
+        else:
+            self._counters.requests[call.operation.name, "ok"] += 1
+            self._send(self._connection.reply(code, call.correlation, message))
+
+    def push(self, call: Call, message: Message) -> None:
+        """Sends one of a call's many answers."""
+        if call.correlation in self._calls:
+            self._send(self._connection.push(call.operation.code, call.correlation, message))
+
+    def _send(self, data: bytes) -> None:
+        self._outbox.append(data)
+        self._outbox_bytes += len(data)
+        self._to_write.set()
+        if self._outbox_bytes > OUTBOX_BYTES:
+            self._cut_off()
+
+    def _cut_off(self) -> None:
+        if not self._scope.cancel_called:
+            self._counters.connections_failed[SlowConsumer.__name__] += 1
+            log.warning("slow consumer cut off", client=self._hello.client if self._hello else None)
+            self._scope.cancel()
+
+    async def _write(self) -> None:
+        while True:
+            if not self._outbox:
+                if self._closing:
+                    return
+                self._to_write = trio.Event()
+                await self._to_write.wait()
+                continue
+            data = b"".join(self._outbox)
+            self._outbox = []
+            with trio.move_on_after(WRITE_STALL_SECONDS) as scope:
+                await self._stream.send_all(data)
+            if scope.cancelled_caught:
+                self._cut_off()
+                return
+            self._outbox_bytes -= len(data)
+            self._counters.bytes_out += len(data)
+            self._written.set()
