@@ -1,8 +1,8 @@
 """Access keys: how a client proves who it is, how secrets rest, and what a role may do.
 
 A secret is stored sealed (AES-GCM under a key file beside the store, readable by the broker's user alone), because a
-challenge has to be checked against it, and SigV4 will need it too. The secret never crosses the wire again after its creation: the client
-signs the broker's challenge.
+challenge has to be checked against it, and SigV4 will need it too. The secret never crosses the wire again after its
+creation: the client signs the broker's challenge.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from typing import Final
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-
 from penstock_protocol.errors import AuthenticationFailed, InvalidRequest, NotPermitted
 from penstock_protocol.operations import ROLES, Operation
 from penstock_protocol.session_messages import AccessKey

@@ -17,6 +17,10 @@ from typing import Any
 
 import structlog
 import trio
+from penstock_protocol.codec import Message
+from penstock_protocol.errors import InternalError
+from penstock_protocol.session_messages import Empty
+from penstock_storage.interface import Fenced, Store, StoreError
 
 from penstock_broker.access import Keyring
 from penstock_broker.call import Call
@@ -31,10 +35,6 @@ from penstock_broker.queue_admin import QueueAdmin
 from penstock_broker.queue_service import QueueService
 from penstock_broker.queues.queue import Budget
 from penstock_broker.session import Session, SessionLimits
-from penstock_protocol.codec import Message
-from penstock_protocol.errors import InternalError
-from penstock_protocol.session_messages import Empty
-from penstock_storage.interface import Fenced, Store, StoreError
 
 log = structlog.get_logger()
 
@@ -58,9 +58,7 @@ class BrokerOptions:
 class Broker:
     """See the module. Built by `running`."""
 
-    def __init__(
-        self, store: Store, ports: Ports, options: BrokerOptions, sealing_key: bytes, nursery: trio.Nursery
-    ) -> None:
+    def __init__(self, store: Store, ports: Ports, options: BrokerOptions, sealing_key: bytes, nursery: trio.Nursery) -> None:
         self._store = store
         self._ports = ports
         self._options = options
@@ -75,9 +73,7 @@ class Broker:
         """Takes the slots and loads what there is. StoreError when the store does not play along."""
         store, ports, options = self._store, self._ports, self._options
         secret = await ports.in_thread(store.cluster_secret)
-        self.queues = QueueService(
-            store, self.catalog, ports, self.counters, secret, Budget(options.content_bytes), self._start
-        )
+        self.queues = QueueService(store, self.catalog, ports, self.counters, secret, Budget(options.content_bytes), self._start)
         self.lane = self.queues.lane = Lane(
             store,
             ports,
@@ -101,13 +97,13 @@ class Broker:
         handlers: dict[str, Handler] = {
             "Ping": _ping,
             "CreateKey": keys.create,
-            "ListKeys": keys.list,
+            "ListKeys": keys.list_keys,
             "DeleteKey": keys.delete,
             "CreateQueue": admin.create,
             "DeleteQueue": admin.delete,
-            "ListQueues": admin.list,
+            "ListQueues": admin.list_queues,
             "DescribeQueue": admin.describe,
-            "SetQueueSettings": admin.set,
+            "SetQueueSettings": admin.change_settings,
             "TagQueue": admin.tag,
             "UntagQueue": admin.untag,
             "PurgeQueue": admin.purge,
@@ -119,7 +115,7 @@ class Broker:
             "Consume": self.queues.consume,
             "StartMoveTask": self.moves.begin,
             "CancelMoveTask": self.moves.cancel,
-            "ListMoveTasks": self.moves.list,
+            "ListMoveTasks": self.moves.list_tasks,
             "ListDeadLetterSources": admin.sources,
         }
         self.handlers = handlers
@@ -202,9 +198,7 @@ def _ping(call: Call, _: Message) -> None:
 
 
 @asynccontextmanager
-async def running(
-    store: Store, ports: Ports, options: BrokerOptions, sealing_key: bytes
-) -> AsyncIterator[Broker]:
+async def running(store: Store, ports: Ports, options: BrokerOptions, sealing_key: bytes) -> AsyncIterator[Broker]:
     """A running broker for the time of the block. Leaving it ends the background, then commits what is still waiting.
 
     Raises Fenced out of the block when another broker has taken over."""

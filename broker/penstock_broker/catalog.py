@@ -7,9 +7,10 @@ import json
 from collections.abc import Iterator
 from typing import Any, Final
 
+from penstock_storage.interface import LogId, ResourceRow
+
 from penstock_broker.queues import settings as queue_settings
 from penstock_broker.queues.settings import QueueSettings
-from penstock_storage.interface import LogId, ResourceRow
 
 QUEUE: Final = "queue"
 MOVE_TASK: Final = "move-task"

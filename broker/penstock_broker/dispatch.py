@@ -6,14 +6,14 @@ from collections.abc import Callable
 from typing import Any
 
 import structlog
+from penstock_protocol.codec import Message
+from penstock_protocol.connection import Request
+from penstock_protocol.errors import Draining, InternalError, PenstockError
 
 from penstock_broker.access import authorize
 from penstock_broker.call import Call, NotReady
 from penstock_broker.lane import Lane
 from penstock_broker.queue_service import QueueService
-from penstock_protocol.codec import Message
-from penstock_protocol.connection import Request
-from penstock_protocol.errors import Draining, InternalError, PenstockError
 
 log = structlog.get_logger()
 
@@ -23,9 +23,7 @@ Handler = Callable[[Call, Any], None]
 class Dispatcher:
     """See the module. `start` runs a background task of the server."""
 
-    def __init__(
-        self, handlers: dict[str, Handler], queues: QueueService, lane: Lane, start: Callable[..., None]
-    ) -> None:
+    def __init__(self, handlers: dict[str, Handler], queues: QueueService, lane: Lane, start: Callable[..., None]) -> None:
         self._handlers = handlers
         self._queues = queues
         self._lane = lane

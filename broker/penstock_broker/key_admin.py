@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from penstock_protocol.errors import KeyDoesNotExist, PenstockError
+from penstock_protocol.session_messages import AccessKeys, CreateKey, Empty, KeyId
+
 from penstock_broker.access import Keyring, public_key
 from penstock_broker.call import Call
 from penstock_broker.lane import Lane
 from penstock_broker.ports import Ports
-from penstock_protocol.errors import KeyDoesNotExist, PenstockError
-from penstock_protocol.session_messages import AccessKeys, CreateKey, Empty, KeyId
 
 
 class KeyAdmin:
@@ -34,7 +35,7 @@ class KeyAdmin:
 
         self._lane.submit(done)
 
-    def list(self, call: Call, _: Empty) -> None:
+    def list_keys(self, call: Call, _: Empty) -> None:
         """ListKeys."""
         rows = [row for row in self._keyring.rows() if row.account == call.caller.account]
         call.reply(AccessKeys([public_key(row) for row in rows]))

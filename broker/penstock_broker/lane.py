@@ -4,8 +4,8 @@ Queues (and whoever else keeps state) mark themselves dirty; requests leave a ca
 once, has the rows written in a worker thread, then publishes and calls back. While one commit runs the next one fills.
 
 The outcome of a commit is ok, failed or unknown. After anything but ok the memory of every participant it touched, and of
-every participant that changed since, is discarded: it may hold what the store does not. After unknown the lane takes a new incarnation
-before it commits again; the store makes sure that the lost commit has ended by then.
+every participant that changed since, is discarded: it may hold what the store does not. After unknown the lane takes a
+new incarnation before it commits again; the store makes sure that the lost commit has ended by then.
 """
 
 from __future__ import annotations
@@ -16,10 +16,6 @@ from typing import Protocol
 
 import structlog
 import trio
-
-from penstock_broker.counters import Counters
-from penstock_broker.ports import Ports
-from penstock_broker.queues.queue import Publication
 from penstock_protocol.errors import OutcomeUnknown, Overloaded, PenstockError, StoreFailed
 from penstock_storage.interface import (
     Commit,
@@ -30,6 +26,10 @@ from penstock_storage.interface import (
     StoreError,
     StoreFull,
 )
+
+from penstock_broker.counters import Counters
+from penstock_broker.ports import Ports
+from penstock_broker.queues.queue import Publication
 
 log = structlog.get_logger()
 
@@ -160,9 +160,7 @@ class Lane:
     async def acquire(self) -> None:
         """Takes the slots under a new incarnation. StoreError when the store cannot be reached."""
         self.incarnation = None
-        self.incarnation = await self._ports.in_thread(
-            self._store.acquire, self._node, self._address, self._ports.now_ms()
-        )
+        self.incarnation = await self._ports.in_thread(self._store.acquire, self._node, self._address, self._ports.now_ms())
 
     async def wait_idle(self) -> None:
         """Returns once nothing waits and nothing runs."""
@@ -198,9 +196,7 @@ class Lane:
         assert incarnation is not None
         commit = Commit()
         now_ms = self._ports.now_ms()
-        publications = [
-            (participant, participant.collect(commit, now_ms)) for participant in batch.participants.values()
-        ]
+        publications = [(participant, participant.collect(commit, now_ms)) for participant in batch.participants.values()]
         for rows in batch.rows:
             rows(commit)
         if not commit.is_empty():

@@ -1,7 +1,8 @@
 """Move tasks: the messages of a dead-letter queue go back, some at a time, each move in one commit.
 
-A task is a resource, so it survives a restart and goes on where it was. It takes visible messages only; it ends when it has moved as many as
-were there at its start, or finds none left. A moved message is a new message: new id, new send time, no receives (SQS).
+A task is a resource, so it survives a restart and goes on where it was. It takes visible messages only; it ends when it
+has moved as many as were there at its start, or finds none left. A moved message is a new message: new id, new send
+time, no receives (SQS).
 """
 
 from __future__ import annotations
@@ -12,14 +13,6 @@ from collections.abc import Callable
 
 import structlog
 import trio
-
-from penstock_broker.call import Call, NotReady
-from penstock_broker.catalog import MOVE_TASK, Place, QueueRecord
-from penstock_broker.ports import Ports
-from penstock_broker.queue_service import QueueService
-from penstock_broker.queues import limits
-from penstock_broker.queues.segment import Columns, Run
-from penstock_broker.runtime import Runtime
 from penstock_protocol import queue_messages as messages
 from penstock_protocol.errors import (
     InvalidRequest,
@@ -31,6 +24,14 @@ from penstock_protocol.errors import (
     StoreFailed,
 )
 from penstock_storage.interface import LogId, ResourceRow, Store, StoreError
+
+from penstock_broker.call import Call, NotReady
+from penstock_broker.catalog import MOVE_TASK, Place, QueueRecord
+from penstock_broker.ports import Ports
+from penstock_broker.queue_service import QueueService
+from penstock_broker.queues import limits
+from penstock_broker.queues.segment import Columns, Run
+from penstock_broker.runtime import Runtime
 
 log = structlog.get_logger()
 
@@ -202,7 +203,7 @@ class MoveTasks:
                 return
         raise MoveTaskDoesNotExist(f"there is no move task {request.task_id[:50]!r}")
 
-    def list(self, call: Call, request: messages.ListMoveTasks) -> None:
+    def list_tasks(self, call: Call, request: messages.ListMoveTasks) -> None:
         """ListMoveTasks."""
         record = self._service.record(call.caller, request.source)
         tasks = self._of(record.place, record.name)[: max(1, min(request.limit, KEPT_TASKS))]
@@ -263,10 +264,9 @@ class MoveTasks:
             raise StoreFailed()
         now_ms = self._ports.now_ms()
         taken = source.queue.take_waiting(limit, now_ms)
-        if taken.missing or source.queue.may_load:
-            if not taken.runs:
-                service.settle(source)
-                await trio.sleep(0.01)
+        if not taken.runs and (taken.missing or source.queue.may_load):
+            service.settle(source)
+            await trio.sleep(0.01)
         moved = 0
         for place, run in enumerate(taken.runs):
             names = self._names(task, run)
@@ -318,9 +318,7 @@ class MoveTasks:
         sources = columns.sources or [None] * run.segment.count
         return sorted({sources[index] or "" for index in range(run.segment.count) if run.mask >> index & 1})
 
-    def _bury(
-        self, source: Runtime, run: Run, names: list[str], targets: dict[str, Runtime | None], now_ms: int
-    ) -> int:
+    def _bury(self, source: Runtime, run: Run, names: list[str], targets: dict[str, Runtime | None], now_ms: int) -> int:
         moved = 0
         columns: Columns
         for columns, index, _ in source.queue.bury([run]):

@@ -37,7 +37,8 @@ def steady_wall_clock() -> Callable[[], int]:
 async def in_thread(function: Callable[..., T], *arguments: Any) -> T:
     """Runs it in a worker thread and waits until it ends, whatever is cancelled meanwhile."""
     with trio.CancelScope(shield=True):
-        return await trio.to_thread.run_sync(function, *arguments, abandon_on_cancel=False)
+        result = await trio.to_thread.run_sync(function, *arguments, abandon_on_cancel=False)
+    return result
 
 
 def real_ports() -> Ports:

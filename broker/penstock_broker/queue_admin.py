@@ -6,13 +6,6 @@ import dataclasses
 import struct
 from collections.abc import Callable
 
-from penstock_broker.call import Call, NotReady
-from penstock_broker.catalog import Place, QueueRecord
-from penstock_broker.ports import Ports
-from penstock_broker.queue_service import QueueService, messages_id
-from penstock_broker.queues import limits, settings
-from penstock_broker.queues.segment import Columns, mask_of
-from penstock_broker.runtime import Runtime
 from penstock_protocol import queue_messages as messages
 from penstock_protocol.errors import (
     InvalidAttribute,
@@ -25,6 +18,14 @@ from penstock_protocol.errors import (
 )
 from penstock_protocol.session_messages import Empty
 from penstock_storage.interface import LoadedSegment, LogId, Store, StoreError
+
+from penstock_broker.call import Call, NotReady
+from penstock_broker.catalog import Place, QueueRecord
+from penstock_broker.ports import Ports
+from penstock_broker.queue_service import QueueService, messages_id
+from penstock_broker.queues import limits, settings
+from penstock_broker.queues.segment import Columns, mask_of
+from penstock_broker.runtime import Runtime
 
 _CURSOR = struct.Struct(">QQH")
 _STATES = ("any", "visible", "in_flight", "delayed")
@@ -129,15 +130,13 @@ class QueueAdmin:
         self._versions = max(self._versions, record.version) + 1
         return self._versions
 
-    def set(self, call: Call, request: messages.SetQueueSettings) -> None:
+    def change_settings(self, call: Call, request: messages.SetQueueSettings) -> None:
         """SetQueueSettings."""
         record = self._service.record(call.caller, request.queue)
         changed = settings.changed(record.settings, request.settings, fifo=settings.is_fifo(record.name))
         if changed.dead_letter_queue != record.settings.dead_letter_queue:
             self._check_dead_letter(record.place, record.name, changed)
-        new = dataclasses.replace(
-            record, settings=changed, version=self._next_version(record), modified_ms=self._ports.now_ms()
-        )
+        new = dataclasses.replace(record, settings=changed, version=self._next_version(record), modified_ms=self._ports.now_ms())
         self._change(call, new, lambda done: self._start(self._describe_later, call, done))
 
     def tag(self, call: Call, request: messages.TagQueue) -> None:
@@ -171,7 +170,7 @@ class QueueAdmin:
 
         self._service.lane.submit(done)
 
-    def list(self, call: Call, request: messages.ListQueues) -> None:
+    def list_queues(self, call: Call, request: messages.ListQueues) -> None:
         """ListQueues."""
         if not 1 <= request.limit <= 10_000:
             raise InvalidRequest(f"limit = {request.limit}; it must be from 1 to 10000")
@@ -331,4 +330,3 @@ class QueueAdmin:
                 )
             )
         return None
-

@@ -16,16 +16,6 @@ from typing import Any
 
 import structlog
 import trio
-
-from penstock_broker.call import Call, Caller, NotReady
-from penstock_broker.catalog import Place, QueueCatalog, QueueRecord
-from penstock_broker.counters import Counters
-from penstock_broker.lane import Lane, Participant
-from penstock_broker.ports import Ports
-from penstock_broker.queues import limits
-from penstock_broker.queues.queue import Budget, LoadArrivals, LoadContent, Queue
-from penstock_broker.queues.segment import Run
-from penstock_broker.runtime import Runtime, Waiter
 from penstock_protocol import queue_messages as messages
 from penstock_protocol.errors import (
     BatchEmpty,
@@ -40,6 +30,16 @@ from penstock_protocol.errors import (
 )
 from penstock_protocol.session_messages import Empty
 from penstock_storage.interface import DeliveryRow, LoadedSegment, LogId, Store, StoreError
+
+from penstock_broker.call import Call, Caller, NotReady
+from penstock_broker.catalog import Place, QueueCatalog, QueueRecord
+from penstock_broker.counters import Counters
+from penstock_broker.lane import Lane, Participant
+from penstock_broker.ports import Ports
+from penstock_broker.queues import limits
+from penstock_broker.queues.queue import Budget, LoadArrivals, LoadContent, Queue
+from penstock_broker.queues.segment import Run
+from penstock_broker.runtime import Runtime, Waiter
 
 log = structlog.get_logger()
 
@@ -524,4 +524,3 @@ class QueueService:
 def messages_id(log_id: LogId, sequence: int) -> bytes:
     """A message id: the log and the sequence number, 16 bytes."""
     return log_id.to_bytes(8, "big") + sequence.to_bytes(8, "big")
-

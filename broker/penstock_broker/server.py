@@ -15,10 +15,10 @@ from typing import Any
 
 import structlog
 import trio
+from penstock_storage.interface import Store
 
 from penstock_broker.broker import Broker, BrokerOptions, running
 from penstock_broker.ports import Ports
-from penstock_storage.interface import Store
 
 log = structlog.get_logger()
 
@@ -72,29 +72,28 @@ async def run_server(
     """Runs a broker until a signal ends it. `beside` runs along with it (the metrics endpoint); `on_reload` answers
     SIGHUP; `started` gets the broker and the port it listens on. OSError when the address cannot be had."""
     listeners = await trio.open_tcp_listeners(server_options.port, host=server_options.host, backlog=BACKLOG)
-    async with running(store, ports, broker_options, sealing_key) as broker:
-        async with trio.open_nursery() as doors:
-            connections = await doors.start(_connections, broker, server_options, listeners)
-            if beside is not None:
-                doors.start_soon(beside, broker)
-            if started is not None:
-                started(broker, listeners[0].socket.getsockname()[1])
-            with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
-                async for number in signals:
-                    if number == signal.SIGHUP:
-                        if on_reload is not None:
-                            on_reload(broker)
-                        continue
-                    break
-                log.info("draining", connections=len(broker.sessions))
-                async with trio.open_nursery() as draining:
-                    draining.start_soon(_skip_on_signal, signals, draining.cancel_scope)
-                    for listener in listeners:
-                        await listener.aclose()
-                    await broker.drain(server_options.drain_seconds)
-                    draining.cancel_scope.cancel()
-            connections.cancel()
-            doors.cancel_scope.cancel()
+    async with running(store, ports, broker_options, sealing_key) as broker, trio.open_nursery() as doors:
+        connections = await doors.start(_connections, broker, server_options, listeners)
+        if beside is not None:
+            doors.start_soon(beside, broker)
+        if started is not None:
+            started(broker, listeners[0].socket.getsockname()[1])
+        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
+            async for number in signals:
+                if number == signal.SIGHUP:
+                    if on_reload is not None:
+                        on_reload(broker)
+                    continue
+                break
+            log.info("draining", connections=len(broker.sessions))
+            async with trio.open_nursery() as draining:
+                draining.start_soon(_skip_on_signal, signals, draining.cancel_scope)
+                for listener in listeners:
+                    await listener.aclose()
+                await broker.drain(server_options.drain_seconds)
+                draining.cancel_scope.cancel()
+        connections.cancel()
+        doors.cancel_scope.cancel()
     log.info("stopped")
 
 

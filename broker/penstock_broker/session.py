@@ -1,8 +1,9 @@
 """One connection: bytes in, calls to the dispatcher, answers out. Whatever goes wrong here ends here.
 
-Two tasks: the reader feeds the protocol and dispatches; the writer sends what the outbox holds. The reader stops reading while too many
-requests are in flight, the outbox is long, or the commit lane has no room: back pressure reaches the client through its socket. A
-client that does not read its answers for WRITE_STALL_SECONDS, or lets OUTBOX_BYTES pile up, is cut off.
+Two tasks: the reader feeds the protocol and dispatches; the writer sends what the outbox holds. The reader stops reading
+while too many requests are in flight, the outbox is long, or the commit lane has no room: back pressure reaches the
+client through its socket. A client that does not read its answers for WRITE_STALL_SECONDS, or lets OUTBOX_BYTES pile up,
+is cut off.
 """
 
 from __future__ import annotations
@@ -13,11 +14,7 @@ from collections.abc import Callable
 
 import structlog
 import trio
-
-from penstock_broker.access import Keyring
-from penstock_broker.call import Call, Caller
-from penstock_broker.counters import Counters
-from penstock_broker.dispatch import Dispatcher
+from penstock_protocol import queue_messages as queues
 from penstock_protocol.codec import Message
 from penstock_protocol.connection import Refused, Request, ServerConnection, State
 from penstock_protocol.errors import (
@@ -32,7 +29,11 @@ from penstock_protocol.errors import (
 )
 from penstock_protocol.frames import DEFAULT_FRAME_BYTES
 from penstock_protocol.session_messages import Authenticate, Cancel, Empty, Hello, HelloReply
-from penstock_protocol import queue_messages as queues
+
+from penstock_broker.access import Keyring
+from penstock_broker.call import Call, Caller
+from penstock_broker.counters import Counters
+from penstock_broker.dispatch import Dispatcher
 
 log = structlog.get_logger()
 
@@ -137,7 +138,7 @@ class Session:
                 if not data:
                     return
                 self._counters.bytes_in += len(data)
-                for event in connection.receive_data(data):
+                for event in connection.receive_data(bytes(data)):
                     if isinstance(event, Refused):
                         self._send(connection.error(event.operation, event.correlation, event.error))
                     else:

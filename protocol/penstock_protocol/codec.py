@@ -131,7 +131,7 @@ def _exactly(wanted: type) -> type_check:
 
 def _list_of(element: Any) -> type_check:
     one = _check_of(element)
-    plain = {str: {str}, bytes: {bytes}}.get(element)
+    plain: set[type] | None = {element} if element in (str, bytes) else None
 
     def check(value: Any) -> Any:
         if type(value) is not list:

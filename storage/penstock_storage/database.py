@@ -6,13 +6,15 @@ queues: a commit arrives here as steps of SQL text and rows.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
+from types import TracebackType
 from typing import Any, Protocol
 
 import sqlalchemy as sa
 
-from penstock_storage.interface import Incarnation
+from penstock_storage.interface import CommitFailed, Incarnation, StoreUnreachable
 from penstock_storage.statements import Statements
 
 Step = tuple[str, Sequence[tuple[Any, ...]]]
@@ -79,3 +81,38 @@ class Database(Protocol):
 
     def close(self) -> None:
         """Waits for running calls, then lets go of everything."""
+
+
+class Gate:
+    """Counts the calls that are under way, so that `close` can wait for them and refuse later ones. A context manager."""
+
+    def __init__(self) -> None:
+        self._condition = threading.Condition()
+        self._inside = 0
+        self._closed = False
+
+    def __enter__(self) -> None:
+        with self._condition:
+            if self._closed:
+                raise StoreClosed("the store is closed")
+            self._inside += 1
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with self._condition:
+            self._inside -= 1
+            if self._closed:
+                self._condition.notify_all()
+
+    def close(self) -> bool:
+        """Lets nobody in any more and waits until everybody is out. False when it was closed before."""
+        with self._condition:
+            first = not self._closed
+            self._closed = True
+            self._condition.wait_for(lambda: self._inside == 0)
+            return first
+
+
+class StoreClosed(CommitFailed, StoreUnreachable):
+    """Called after `close`: for a commit it means that nothing happened, for a load that nobody answers."""

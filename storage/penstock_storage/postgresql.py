@@ -27,9 +27,8 @@ import psycopg.pq
 import sqlalchemy as sa
 from psycopg.pq import ConnStatus, DiagnosticField, ExecStatus
 from psycopg.pq.abc import PGconn, PGresult
-from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
 
-from penstock_storage.database import Reader, ReaderCursor, Step
+from penstock_storage.database import Gate, Reader, ReaderCursor, Step
 from penstock_storage.interface import (
     CommitFailed,
     CommitUnknown,
@@ -70,13 +69,17 @@ class PostgresqlDatabase:
 
     def __init__(self, url: sa.URL) -> None:
         """Does not connect yet."""
+        self._gate = Gate()
+        self._generation = 0
+        """Connections made under an older one are not used any more."""
         arguments = {name: value for name, value in CONNECT_ARGUMENTS.items() if name not in url.query}
         self._where = url.render_as_string(hide_password=True)
         self._write_engine = self._make_engine(url, arguments, "READ COMMITTED")
         # Each statement of a load is its own transaction: one round trip, and nothing is ever left open.
         self._read_engine = self._make_engine(url, arguments, "AUTOCOMMIT")
-        self.dialect = self._write_engine.dialect
-        self.statements = compile_statements(PGDialect_psycopg(paramstyle="format"))
+        # Never connects: it only compiles, with positional parameters.
+        self.dialect = sa.create_engine("postgresql+psycopg://", paramstyle="format").dialect
+        self.statements = compile_statements(self.dialect)
 
     @property
     def full(self) -> bool:
@@ -86,57 +89,64 @@ class PostgresqlDatabase:
     def commit(self, incarnation: Incarnation, steps: Sequence[Step], adds: bool) -> None:
         """One transaction in one flush. See Database.commit."""
         fence: Step = (self.statements.check_fence, [(incarnation.node, incarnation.number)])
-        try:
-            pooled = self._connect(self._write_engine)
-        except StoreUnreachable as error:
-            raise CommitFailed(str(error)) from error
-        try:
-            connection = cast("psycopg.Connection[Any]", pooled.driver_connection)
-            prepared = cast("dict[str, bytes]", pooled.info.setdefault("penstock_prepared", {}))
-            warnings = cast("list[str]", pooled.info["penstock_warnings"])
-            warnings.clear()
-            pipeline = _Pipeline(connection.pgconn, prepared)
+        with self._gate:
             try:
-                pipeline.commit([fence, *steps])
-                if warnings:
-                    raise CommitUnknown(f"COMMIT came with a warning: {'; '.join(warnings)}")
-            except Fenced as error:
-                raise Fenced(f"{incarnation} was taken over") from error
-            except CommitUnknown as error:
-                logger.error("the outcome of a commit is unknown: %s", error)
-                raise
+                pooled = self._connect(self._write_engine)
+            except StoreUnreachable as error:
+                raise CommitFailed(str(error)) from error
+            try:
+                self._commit(pooled, incarnation, [fence, *steps])
             finally:
-                if not pipeline.clean or warnings:
-                    pooled.invalidate()
+                pooled.close()
+
+    def _commit(self, pooled: sa.PoolProxiedConnection, incarnation: Incarnation, steps: Sequence[Step]) -> None:
+        connection = cast("psycopg.Connection[Any]", pooled.driver_connection)
+        prepared = cast("dict[str, bytes]", pooled.info.setdefault("penstock_prepared", {}))
+        warnings = cast("list[str]", pooled.info["penstock_warnings"])
+        warnings.clear()
+        pipeline = _Pipeline(connection.pgconn, prepared)
+        try:
+            pipeline.commit(steps)
+            if warnings:
+                raise CommitUnknown(f"COMMIT came with a warning: {'; '.join(warnings)}")
+        except Fenced as error:
+            raise Fenced(f"{incarnation} was taken over") from error
+        except CommitUnknown as error:
+            logger.error("the outcome of a commit is unknown: %s", error)
+            # Where one connection died, the idle ones most likely did too.
+            self._generation += 1
+            raise
         finally:
-            pooled.close()
+            if not pipeline.clean or warnings:
+                pooled.invalidate()
 
     @contextmanager
     def transaction(self) -> Iterator[sa.Connection]:
         """A writing transaction through SQLAlchemy."""
-        try:
-            connection = self._write_engine.connect()
-        except (psycopg.Error, sa.exc.SQLAlchemyError) as error:
-            raise self._unreachable(error) from error
-        try:
-            warnings = cast("list[str]", connection.connection.info["penstock_warnings"])
+        with self._gate:
             try:
-                yield connection
-            except sa.exc.DBAPIError as error:
-                if error.connection_invalidated:
-                    raise self._unreachable(error) from error
-                raise _failed(getattr(error.orig, "sqlstate", None), str(error.orig)) from error
-            warnings.clear()
+                connection = self._write_engine.connect()
+            except (psycopg.Error, sa.exc.SQLAlchemyError) as error:
+                raise self._unreachable(error) from error
             try:
-                connection.commit()
-            except sa.exc.DBAPIError as error:
-                connection.invalidate()
-                raise CommitUnknown(f"COMMIT failed: {error.orig}") from error
-            if warnings:
-                connection.invalidate()
-                raise CommitUnknown(f"COMMIT came with a warning: {'; '.join(warnings)}")
-        finally:
-            connection.close()
+                warnings = cast("list[str]", connection.connection.info["penstock_warnings"])
+                try:
+                    yield connection
+                except sa.exc.DBAPIError as error:
+                    if error.connection_invalidated:
+                        raise self._unreachable(error) from error
+                    raise _failed(getattr(error.orig, "sqlstate", None), str(error.orig)) from error
+                warnings.clear()
+                try:
+                    connection.commit()
+                except sa.exc.DBAPIError as error:
+                    connection.invalidate()
+                    raise CommitUnknown(f"COMMIT failed: {error.orig}") from error
+                if warnings:
+                    connection.invalidate()
+                    raise CommitUnknown(f"COMMIT came with a warning: {'; '.join(warnings)}")
+            finally:
+                connection.close()
 
     def note(self, text: str, row: tuple[Any, ...]) -> None:
         """See Database.note."""
@@ -146,18 +156,19 @@ class PostgresqlDatabase:
     @contextmanager
     def read(self) -> Iterator[Reader]:
         """A connection on which every statement sees everything that is committed."""
-        pooled = self._connect(self._read_engine)
-        try:
-            yield _BinaryReader(cast("psycopg.Connection[Any]", pooled.driver_connection))
-        except psycopg.Error as error:
-            pooled.invalidate(error)
-            if isinstance(error, psycopg.OperationalError):
-                # The other idle connections are most likely dead too.
-                self._read_engine.dispose()
-                raise self._unreachable(error) from error
-            raise StoreError(f"cannot read {self._where}: {error}") from error
-        finally:
-            pooled.close()
+        with self._gate:
+            pooled = self._connect(self._read_engine)
+            try:
+                yield _BinaryReader(cast("psycopg.Connection[Any]", pooled.driver_connection))
+            except psycopg.Error as error:
+                pooled.invalidate(error)
+                if isinstance(error, psycopg.OperationalError):
+                    # The other idle connections are most likely dead too.
+                    self._generation += 1
+                    raise self._unreachable(error) from error
+                raise StoreError(f"cannot read {self._where}: {error}") from error
+            finally:
+                pooled.close()
 
     def firsts(self, firsts: Sequence[int]) -> list[int]:
         """An array."""
@@ -168,16 +179,16 @@ class PostgresqlDatabase:
         return False
 
     def renew(self) -> None:
-        """Connects anew: after a commit of unknown outcome most connections are dead."""
-        self._write_engine.dispose()
+        """Connections in doubt were left behind when the doubt arose."""
 
     def maintain(self) -> None:
         """Autovacuum does it."""
 
     def close(self) -> None:
-        """Closes idle connections; those in use close when their call ends."""
-        self._write_engine.dispose()
-        self._read_engine.dispose()
+        """Waits for running calls, then closes all connections."""
+        if self._gate.close():
+            self._write_engine.dispose()
+            self._read_engine.dispose()
 
     def _make_engine(self, url: sa.URL, arguments: dict[str, str | int], isolation_level: Any) -> sa.Engine:
         engine = sa.create_engine(
@@ -190,7 +201,8 @@ class PostgresqlDatabase:
             pool_timeout=POOL_WAIT_S,
             pool_use_lifo=True,
         )
-        sa.event.listen(engine, "connect", _watch)
+        sa.event.listen(engine, "connect", self._watch)
+        sa.event.listen(engine, "checkout", self._refuse_old)
         return engine
 
     def _connect(self, engine: sa.Engine) -> sa.PoolProxiedConnection:
@@ -198,6 +210,29 @@ class PostgresqlDatabase:
             return engine.raw_connection()
         except (psycopg.Error, sa.exc.SQLAlchemyError) as error:
             raise self._unreachable(error) from error
+
+    def _refuse_old(self, connection: object, record: sa.pool.ConnectionPoolEntry, proxy: object) -> None:
+        """Makes the pool replace a connection from before the last loss."""
+        if record.info["penstock_generation"] != self._generation:
+            raise sa.exc.DisconnectionError("from before a loss")
+
+    def _watch(self, connection: psycopg.Connection[Any], record: sa.pool.ConnectionPoolEntry) -> None:
+        """Refuses a session that is not durable, and collects what the server warns of."""
+        warnings: list[str] = []
+        record.info["penstock_warnings"] = warnings
+        record.info["penstock_generation"] = self._generation
+
+        def note(diagnostic: psycopg.errors.Diagnostic) -> None:
+            if diagnostic.severity_nonlocalized == "WARNING":
+                warnings.append(f"{diagnostic.sqlstate} {diagnostic.message_primary}")
+                logger.warning("the database warns: %s", warnings[-1])
+
+        connection.add_notice_handler(note)
+        row = connection.execute("SHOW synchronous_commit").fetchone()
+        connection.rollback()
+        if row is None or row[0] == "off":
+            connection.close()
+            raise psycopg.OperationalError("synchronous_commit is off: the database would lose acknowledged commits")
 
     def _unreachable(self, error: BaseException) -> StoreUnreachable:
         return StoreUnreachable(f"cannot reach {self._where}: {error}")
@@ -312,23 +347,6 @@ class _Pipeline:
         if state == DIVISION_BY_ZERO:
             raise Fenced(message)
         raise _failed(state, message)
-
-
-def _watch(connection: psycopg.Connection[Any], record: sa.pool.ConnectionPoolEntry) -> None:
-    """Refuses a session that is not durable, and collects what the server warns of."""
-    warnings: list[str] = []
-    record.info["penstock_warnings"] = warnings
-
-    def note(diagnostic: psycopg.errors.Diagnostic) -> None:
-        if diagnostic.severity_nonlocalized == "WARNING":
-            warnings.append(f"{diagnostic.sqlstate} {diagnostic.message_primary}")
-            logger.warning("the database warns: %s", warnings[-1])
-
-    connection.add_notice_handler(note)
-    row = connection.execute("SHOW synchronous_commit").fetchone()
-    connection.rollback()
-    if row is None or row[0] == "off":
-        raise psycopg.OperationalError("synchronous_commit is off: the database would lose acknowledged commits")
 
 
 def _numbered(text: str) -> bytes:

@@ -124,6 +124,7 @@ class SqlStore:
 
     def sweep(self, incarnation: Incarnation, limit: int) -> int:
         """See Store.sweep. On SQLite it also gives free space back to the file system."""
+        self._refuse_doubtful(incarnation)
         with self._database.read() as reader:
             steps, removed = sweep_steps(self._database.statements, reader, limit)
         if steps:

@@ -30,7 +30,7 @@ from typing import Any, cast
 
 import sqlalchemy as sa
 
-from penstock_storage.database import Reader, Step
+from penstock_storage.database import Gate, Reader, Step
 from penstock_storage.interface import (
     CommitFailed,
     CommitUnknown,
@@ -72,6 +72,7 @@ class SqliteDatabase:
         """Opens or makes the file. Raises StoreLocked, StoreUnreachable."""
         self._path = path
         self._reserve = _Reserve(path.with_name(path.name + ".reserve"), reserve_bytes)
+        self._gate = Gate()
         self._write_lock = threading.Lock()
         self._lock_file = _lock(path)
         try:
@@ -97,7 +98,7 @@ class SqliteDatabase:
 
     def commit(self, incarnation: Incarnation, steps: Sequence[Step], adds: bool) -> None:
         """One transaction. See Database.commit."""
-        with self._write_lock:
+        with self._gate, self._write_lock:
             if adds and self.full and not self._reserve.ensure_now_and_then():
                 raise StoreFull(f"no space left on the disk of {self._path}: sends are refused until there is")
             try:
@@ -112,7 +113,7 @@ class SqliteDatabase:
     @contextmanager
     def transaction(self) -> Iterator[sa.Connection]:
         """A writing transaction through SQLAlchemy."""
-        with self._write_lock:
+        with self._gate, self._write_lock:
             try:
                 self._connection.begin()
                 yield self._connection
@@ -135,22 +136,23 @@ class SqliteDatabase:
     @contextmanager
     def read(self) -> Iterator[Reader]:
         """A reading connection whose statements see one state."""
-        try:
-            pooled = self._reader_engine.raw_connection()
-        except (sqlite3.Error, sa.exc.SQLAlchemyError) as error:
-            raise StoreUnreachable(f"cannot read {self._path}: {error}") from error
-        try:
-            connection = cast(sqlite3.Connection, pooled.driver_connection)
-            connection.execute("BEGIN")
+        with self._gate:
             try:
-                yield connection
+                pooled = self._reader_engine.raw_connection()
+            except (sqlite3.Error, sa.exc.SQLAlchemyError) as error:
+                raise StoreUnreachable(f"cannot read {self._path}: {error}") from error
+            try:
+                connection = cast(sqlite3.Connection, pooled.driver_connection)
+                connection.execute("BEGIN")
+                try:
+                    yield connection
+                finally:
+                    connection.rollback()
+            except sqlite3.Error as error:
+                pooled.invalidate(error)
+                raise StoreError(f"cannot read {self._path}: {error}") from error
             finally:
-                connection.rollback()
-        except sqlite3.Error as error:
-            pooled.invalidate(error)
-            raise StoreError(f"cannot read {self._path}: {error}") from error
-        finally:
-            pooled.close()
+                pooled.close()
 
     def firsts(self, firsts: Sequence[int]) -> str:
         """A JSON array: one parameter however many numbers there are."""
@@ -158,19 +160,19 @@ class SqliteDatabase:
 
     def make_room(self) -> bool:
         """Lets go of the reserve."""
-        with self._write_lock:
+        with self._gate, self._write_lock:
             held = self._reserve.held
             self._reserve.release()
             return held
 
     def renew(self) -> None:
         """Opens the writer's connection anew, so that nothing is left of what was in doubt."""
-        with self._write_lock:
+        with self._gate, self._write_lock:
             self._reconnect()
 
     def maintain(self) -> None:
         """Gives free pages back to the file system once a quarter of the file is free, and makes the reserve again."""
-        with self._write_lock:
+        with self._gate, self._write_lock:
             try:
                 free = self._cursor.execute("PRAGMA freelist_count").fetchone()[0]
                 pages = self._cursor.execute("PRAGMA page_count").fetchone()[0]
@@ -184,8 +186,8 @@ class SqliteDatabase:
                 self._reserve.ensure()
 
     def close(self) -> None:
-        """Waits for a running commit. Closing the last connection moves the WAL into the file."""
-        with self._write_lock:
+        """Waits for running calls. Closing the last connection moves the WAL into the file."""
+        if self._gate.close():
             self._reader_engine.dispose()
             self._disconnect()
             self._writer_engine.dispose()

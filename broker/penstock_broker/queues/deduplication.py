@@ -16,10 +16,10 @@ from collections import deque
 from typing import Any
 
 import msgpack
-
-from penstock_broker.queues import limits
 from penstock_protocol.queue_messages import Failure, Run, SendReply
 from penstock_storage.interface import DeduplicationRow, LogId
+
+from penstock_broker.queues import limits
 
 KEY_BYTES = 16
 
@@ -146,9 +146,7 @@ class Deduplication:
         for row in rows:
             answers, keys, sequences, attempts = _unpack(row.entries)
             for producer, sequence, runs, failures in answers:
-                reply = SendReply(
-                    self._log_id, [Run(first, count) for first, count in runs], [Failure(*one) for one in failures]
-                )
+                reply = SendReply(self._log_id, [Run(first, count) for first, count in runs], [Failure(*one) for one in failures])
                 known = self._producers.setdefault(producer, _Producer({}, row.at_ms))
                 known.answers[sequence] = reply
                 known.used_ms = max(known.used_ms, row.at_ms)

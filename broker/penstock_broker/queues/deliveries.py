@@ -14,10 +14,10 @@ from collections.abc import Iterator
 from typing import Any, Final
 
 import msgpack
-
-from penstock_broker.queues.segment import Run, Segment, mask_bytes, mask_of
 from penstock_protocol.errors import ReceiptHandleInvalid
 from penstock_storage.interface import DeliveryRow, LogId
+
+from penstock_broker.queues.segment import Run, Segment, mask_bytes, mask_of
 
 _RECEIPT: Final = struct.Struct(">Q8s")
 
@@ -65,7 +65,8 @@ class Delivery:
 
 
 def unpack_runs(row: DeliveryRow) -> tuple[int, list[Any]]:
-    """The inverse of `Delivery.to_row`: when it was taken, and the runs as (first, mask, received, first received, visible, group)."""
+    """The inverse of `Delivery.to_row`: when it was taken, and the runs as (first, mask, received, first received,
+    visible, group)."""
     taken_ms, runs = msgpack.unpackb(row.runs, raw=False)
     return taken_ms, [(first, mask_of(mask), *rest) for first, mask, *rest in runs]
 
@@ -94,7 +95,6 @@ class Receipts:
         if len(receipt) != _RECEIPT.size:
             raise ReceiptHandleInvalid(f"a receipt has {_RECEIPT.size} bytes, not {len(receipt)}")
         number, mac = _RECEIPT.unpack(receipt)
-
 
         if not hmac.compare_digest(mac, self._mac(number)):
             raise ReceiptHandleInvalid()

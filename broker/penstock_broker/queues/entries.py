@@ -5,15 +5,16 @@ from __future__ import annotations
 import re
 from typing import Any, Final
 
-from penstock_broker.queues import limits
-from penstock_broker.queues.segment import attributes_bytes
-from penstock_broker.queues.settings import QueueSettings
 from penstock_protocol.errors import InvalidMessage, InvalidRequest, MessageTooLarge
 from penstock_protocol.queue_messages import Attribute, SendMessages
 
+from penstock_broker.queues import limits
+from penstock_broker.queues.segment import attributes_bytes
+from penstock_broker.queues.settings import QueueSettings
+
 _ATTRIBUTE_NAME: Final = re.compile(r"[A-Za-z0-9_.-]+\Z")
 _ATTRIBUTE_TYPE: Final = re.compile(r"(String|Number|Binary)(\.[^\x00-\x1f]{1,249})?\Z")
-_ID: Final = re.compile(r"[!-~]{1,%d}\Z" % limits.MAX_ID_LENGTH)
+_ID: Final = re.compile(rf"[!-~]{{1,{limits.MAX_ID_LENGTH}}}\Z")
 
 COLUMNS: Final = ("attributes", "delays_ms", "groups", "deduplication_ids", "traces")
 

@@ -2,7 +2,8 @@
 
 The rule (SQS, SEMANTICS 2.1): of a group, the visible messages are served in the order of their sequence numbers, up to
 the first one that is in flight. So a group with its oldest message in flight is locked, and after a visibility
-timeout it is served only up to its first message that is still invisible. Delayed messages are not here yet, so they lock nothing.
+timeout it is served only up to its first message that is still invisible. Delayed messages are not here yet, so they
+lock nothing.
 
 Groups that can be served stand in one circle. A take drains one group before it turns to the next, as SQS does; what it
 took locks that group, so a hot group cannot starve another.

@@ -20,23 +20,6 @@ import heapq
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from penstock_broker.queues import limits
-from penstock_broker.queues.deduplication import Deduplication, content_id, key_of
-from penstock_broker.queues.deliveries import Delivery, Receipts, restored_run, unpack_runs
-from penstock_broker.queues.entries import check_entry, check_shape
-from penstock_broker.queues.fifo import FifoReady
-from penstock_broker.queues.ready import StandardReady, Taken
-from penstock_broker.queues.segment import (
-    Columns,
-    Run,
-    Segment,
-    attributes_bytes,
-    delivery_message,
-    indexes_of,
-    mask_bytes,
-    mask_of,
-)
-from penstock_broker.queues.settings import QueueSettings, is_fifo
 from penstock_protocol import queue_messages as messages
 from penstock_protocol.errors import (
     BatchEmpty,
@@ -61,6 +44,24 @@ from penstock_storage.interface import (
     SegmentRow,
     StateRow,
 )
+
+from penstock_broker.queues import limits
+from penstock_broker.queues.deduplication import Deduplication, content_id, key_of
+from penstock_broker.queues.deliveries import Delivery, Receipts, restored_run, unpack_runs
+from penstock_broker.queues.entries import check_entry, check_shape
+from penstock_broker.queues.fifo import FifoReady
+from penstock_broker.queues.ready import StandardReady, Taken
+from penstock_broker.queues.segment import (
+    Columns,
+    Run,
+    Segment,
+    attributes_bytes,
+    delivery_message,
+    indexes_of,
+    mask_bytes,
+    mask_of,
+)
+from penstock_broker.queues.settings import QueueSettings, is_fifo
 
 _FOREVER_MS = 2**62
 
@@ -749,9 +750,7 @@ class Queue:
                 commit.delete_states.append((log_id, segment.first))
         for segment in self._dirty_segments.values():
             commit.upsert_states.append(
-                StateRow(
-                    log_id, segment.first, mask_bytes(segment.deleted), segment.count - segment.live, segment.deleted_bytes
-                )
+                StateRow(log_id, segment.first, mask_bytes(segment.deleted), segment.count - segment.live, segment.deleted_bytes)
             )
             segment.stored_state = True
         for number in self._dead_deliveries:
@@ -1039,4 +1038,3 @@ def _as_runs(sequences: list[int]) -> list[messages.Run]:
         else:
             runs.append([sequence, 1])
     return [messages.Run(first, count) for first, count in runs]
-

@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from typing import Any, Final
 
 import msgpack
-
 from penstock_protocol.codec import Message
 from penstock_protocol.queue_messages import Attribute, Delivery
 from penstock_storage.interface import LogId, SegmentKey
@@ -68,9 +67,7 @@ class Columns:
 
     def row(self, index: int) -> dict[str, Any]:
         """The properties of one message, without its body."""
-        return {
-            name: column[index] for name in _COLUMNS if (column := getattr(self, name)) and column[index] is not None
-        }
+        return {name: column[index] for name in _COLUMNS if (column := getattr(self, name)) and column[index] is not None}
 
     def pack(self) -> bytes:
         """The payload of a segment row."""
@@ -84,8 +81,7 @@ class Columns:
         columns = cls(*fields)
         if columns.attributes is not None:
             columns.attributes = [
-                None if of is None else [Attribute(name, type_, value) for name, type_, value in of]
-                for of in columns.attributes
+                None if of is None else [Attribute(name, type_, value) for name, type_, value in of] for of in columns.attributes
             ]
         return columns
 
@@ -151,10 +147,10 @@ class Segment:
     def bytes_of(self, mask: int) -> int:
         """What these messages count against limits. Exact while sizes are known, else their share of the segment."""
         sizes = self.sizes
-        if type(sizes) is int:
-            return sizes * mask.bit_count()
         if sizes is None:
             return self.size_bytes * mask.bit_count() // self.count
+        if isinstance(sizes, int):
+            return sizes * mask.bit_count()
         return sum(sizes[index] for index in indexes_of(mask))
 
     def delete(self, mask: int) -> int:

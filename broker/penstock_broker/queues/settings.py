@@ -7,9 +7,10 @@ import re
 from collections.abc import Callable, Iterable
 from typing import Any, Final
 
-from penstock_broker.queues import limits
 from penstock_protocol.errors import InvalidAttribute, InvalidName
 from penstock_protocol.queue_messages import Setting, Tag
+
+from penstock_broker.queues import limits
 
 _NAME: Final = re.compile(r"[A-Za-z0-9_-]+\Z")
 
