@@ -91,7 +91,9 @@ class Loader:
             return [CredentialRow(*row) for row in reader.execute(text, ()).fetchall()]
 
     def load_log(self, log_id: LogId, now_ms: int) -> LogRow:
-        """See Store.load_log. The totals are sums over an index; what is in quarantine is taken off."""
+        """See Store.load_log. Sums over an index, less what is deleted, less what is in quarantine.
+
+        Reads all states, for one whose key has decayed would otherwise go unnoticed and its deleted messages come back."""
         statements = self._statements
         with self._database.read() as reader:
             row = reader.execute(statements.load_log, (log_id,)).fetchone()
@@ -99,20 +101,29 @@ class Loader:
                 raise KeyError(log_id)
             reserved, trimmed = row
             stored = reader.execute(statements.load_totals, (now_ms, log_id, trimmed)).fetchone()
-            deleted = reader.execute(statements.load_deleted, (now_ms, log_id, trimmed)).fetchone()
-            messages, size_bytes, delayed = (
-                int(total or 0) - int(gone or 0) for total, gone in zip(stored, deleted, strict=True)
-            )
+            messages, size_bytes, delayed = (int(total or 0) for total in stored)
+            deleted: dict[int, tuple[int, int]] = {}
+            hidden: set[tuple[int, int]] = set()
+            for first, count, deleted_bytes, stored_sum, mask, due_ms in reader.execute(
+                statements.load_states, (log_id, trimmed)
+            ).fetchall():
+                if self._verified_state(log_id, first, mask, count, deleted_bytes, stored_sum) is None:
+                    hidden.add((due_ms, first))
+                elif due_ms is not None:
+                    deleted[first] = (count, deleted_bytes)
+                    messages -= count
+                    size_bytes -= deleted_bytes
+                    delayed -= count if due_ms > now_ms else 0
             for kind, due_ms, first in reader.execute(statements.load_quarantined, (log_id,)).fetchall():
-                if kind != "segments" or first < trimmed:
-                    continue
-                head = reader.execute(statements.load_segment_head, (log_id, due_ms, first)).fetchone()
-                if head is not None:
-                    count, bytes_of_it, deleted_count, deleted_bytes = head
-                    messages -= count - (deleted_count or 0)
-                    size_bytes -= bytes_of_it - (deleted_bytes or 0)
-                    if due_ms > now_ms:
-                        delayed -= count - (deleted_count or 0)
+                if kind == "segments" and first >= trimmed:
+                    hidden.add((due_ms, first))
+            for due_ms, first in hidden:
+                size = reader.execute(statements.load_segment_size, (log_id, due_ms, first)).fetchone()
+                if size is not None:
+                    deleted_count, deleted_bytes = deleted.get(first, (0, 0))
+                    messages -= size[0] - deleted_count
+                    size_bytes -= size[1] - deleted_bytes
+                    delayed -= size[0] - deleted_count if due_ms > now_ms else 0
         return LogRow(log_id, reserved, trimmed, messages, size_bytes, delayed)
 
     def load_deliveries(self, log_id: LogId, after: int, limit: int) -> list[DeliveryRow]:
@@ -224,17 +235,8 @@ class Loader:
             good = False
         state = None
         if deleted is not None or state_sum is not None:
-            try:
-                if checksum.state(log_id, first, deleted_count, deleted_bytes, deleted) == state_sum:
-                    state = StateRow(log_id, first, bytes(deleted), deleted_count, deleted_bytes)
-            except (struct.error, TypeError):
-                pass  # The flip changed a value's type: like a wrong checksum.
-            if state is None:
-                fields = {
-                    "deleted_count": deleted_count, "deleted_bytes": deleted_bytes, "checksum": state_sum,
-                }  # fmt: skip
-                self._quarantine(log_id, "segment_states", first, 0, fields, deleted)
-                good = False
+            state = self._verified_state(log_id, first, deleted, deleted_count, deleted_bytes, state_sum)
+            good = good and state is not None
         if not good:
             fields = {
                 "count": count, "size_bytes": size_bytes, "sent_ms": sent_ms, "head_checksum": head_sum,
@@ -244,6 +246,19 @@ class Loader:
             return None
         payload = None if payload is None else bytes(payload)
         return LoadedSegment(SegmentRow(log_id, due_ms, first, count, size_bytes, sent_ms, payload), state)
+
+    def _verified_state(
+        self, log_id: LogId, first: int, deleted: Any, deleted_count: int, deleted_bytes: int, stored_sum: int
+    ) -> StateRow | None:
+        """The state, or None when it goes to quarantine."""
+        try:
+            if checksum.state(log_id, first, deleted_count, deleted_bytes, deleted) == stored_sum:
+                return StateRow(log_id, first, bytes(deleted), deleted_count, deleted_bytes)
+        except (struct.error, TypeError):
+            pass  # The flip changed a value's type: like a wrong checksum.
+        fields = {"deleted_count": deleted_count, "deleted_bytes": deleted_bytes, "checksum": stored_sum}
+        self._quarantine(log_id, "segment_states", first, 0, fields, deleted)
+        return None
 
     def _quarantine(self, log_id: int, kind: str, key_1: int, key_2: int, fields: dict[str, Any], content: Any) -> None:
         with self._lock:

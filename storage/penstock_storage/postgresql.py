@@ -150,8 +150,9 @@ class PostgresqlDatabase:
 
     def note(self, text: str, row: tuple[Any, ...]) -> None:
         """See Database.note."""
-        with self.read() as reader:
-            reader.execute(text, row)
+        # Not a reading connection: the caller may hold one, and all of them may be such callers.
+        with self.transaction() as connection:
+            connection.exec_driver_sql(text, row)
 
     @contextmanager
     def read(self) -> Iterator[Reader]:

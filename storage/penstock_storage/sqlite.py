@@ -54,6 +54,7 @@ WAL_LIMIT_BYTES = 64 * 1024 * 1024
 WAL_ALARM_BYTES = 4 * WAL_LIMIT_BYTES
 """Beyond this the writer waits for the readers, because they keep the WAL from being started anew."""
 RESERVE_BYTES = 64 * 1024 * 1024
+"""More than the pages that a WAL of CHECKPOINT_PAGES may add to the file, with the WAL of some thousand deletes."""
 BUSY_TIMEOUT_MS = 5000
 """How long to wait for somebody else's tool (a backup, a shell) that holds the file."""
 READERS = 8
@@ -105,6 +106,7 @@ class SqliteDatabase:
                 self._commit(incarnation, steps)
             except StoreFull:
                 self._reserve.release()
+                self._checkpoint()
                 if adds:
                     raise
                 self._commit(incarnation, steps)
@@ -161,9 +163,9 @@ class SqliteDatabase:
     def make_room(self) -> bool:
         """Lets go of the reserve."""
         with self._gate, self._write_lock:
-            held = self._reserve.held
             self._reserve.release()
-            return held
+            self._checkpoint()
+            return True
 
     def renew(self) -> None:
         """Opens the writer's connection anew, so that nothing is left of what was in doubt."""
@@ -177,8 +179,9 @@ class SqliteDatabase:
                 free = self._cursor.execute("PRAGMA freelist_count").fetchone()[0]
                 pages = self._cursor.execute("PRAGMA page_count").fetchone()[0]
                 if free and (self.full or (free > VACUUM_PAGES and free * 4 > pages)):
-                    self._cursor.execute(f"PRAGMA incremental_vacuum({VACUUM_PAGES})").fetchall()
-                    self._cursor.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+                    # Not execute: it takes only the first of the many steps, one for each page.
+                    self._cursor.executescript(f"PRAGMA incremental_vacuum({VACUUM_PAGES})")
+                    self._checkpoint()
             except sqlite3.Error as error:
                 # Nothing but space depends on it, and the next sweep tries again.
                 logger.warning("could not give space of %s back: %s", self._path, error)
@@ -283,10 +286,19 @@ class SqliteDatabase:
         """Keeps readers that come and go without a pause from growing the WAL for ever."""
         try:
             size_bytes = os.stat(f"{self._path}-wal").st_size
-            if size_bytes > WAL_ALARM_BYTES:
-                self._cursor.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
-        except (OSError, sqlite3.Error) as error:
-            # The commit itself is durable; the checkpoint is tried again after the next one.
+        except OSError as error:
+            # The commit is durable whatever this says.
+            logger.critical("the WAL of %s cannot be looked at: %s", self._path, error)
+            return
+        if size_bytes > WAL_ALARM_BYTES:
+            self._checkpoint()
+
+    def _checkpoint(self) -> None:
+        """Moves the WAL into the file, waiting for readers, and cuts it to nothing."""
+        try:
+            self._cursor.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        except sqlite3.Error as error:
+            # What is committed is durable in the WAL; only space depends on this, and it is tried again.
             logger.warning("checkpoint of %s failed: %s", self._path, error)
 
 

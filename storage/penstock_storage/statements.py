@@ -94,13 +94,13 @@ class Statements:
     delete_credential: str
     load_log: str
     load_totals: str
-    load_deleted: str
+    load_states: str
     load_deliveries: str
     load_deduplication: str
     load_arrivals: str
     load_segments: str
     locate_segments: str
-    load_segment_head: str
+    load_segment_size: str
     load_quarantined: str
     insert_quarantine: str
     sweepable_logs: str
@@ -281,16 +281,15 @@ def compile_statements(dialect: sa.Dialect) -> Statements:
             ).where(seg.log_id == b("log_id"), seg.first >= b("trimmed")),
             "now_ms", "log_id", "trimmed",
         ),
-        load_deleted=text(
+        load_states=text(
             sa.select(
-                sa.func.sum(state.deleted_count), sa.func.sum(state.deleted_bytes),
-                sa.func.sum(sa.case((seg.due_ms > b("now_ms"), state.deleted_count), else_=zero)),
+                state.first, state.deleted_count, state.deleted_bytes, state.checksum, state.deleted, seg.due_ms
             )
             .select_from(
-                segment_states.join(segments, sa.and_(state.log_id == seg.log_id, state.first == seg.first))
+                segment_states.outerjoin(segments, sa.and_(state.log_id == seg.log_id, state.first == seg.first))
             )
             .where(state.log_id == b("log_id"), state.first >= b("trimmed")),
-            "now_ms", "log_id", "trimmed",
+            "log_id", "trimmed",
         ),
         load_deliveries=text(taken, "log_id", "after", *taken_limit),
         load_deduplication=text(
@@ -307,12 +306,10 @@ def compile_statements(dialect: sa.Dialect) -> Statements:
         load_arrivals=text(arrivals, *arrival_order),
         load_segments=text(whole.where(seg.log_id == b("log_id"), these_firsts), "log_id", "firsts"),
         locate_segments=text(located.where(seg.log_id == b("log_id"), these_firsts), "log_id", "firsts"),
-        load_segment_head=text(
-            sa.select(seg.count, seg.size_bytes, state.deleted_count, state.deleted_bytes)
-            .select_from(
-                segments.outerjoin(segment_states, sa.and_(state.log_id == seg.log_id, state.first == seg.first))
-            )
-            .where(seg.log_id == b("log_id"), seg.due_ms == b("due_ms"), seg.first == b("first")),
+        load_segment_size=text(
+            sa.select(seg.count, seg.size_bytes).where(
+                seg.log_id == b("log_id"), seg.due_ms == b("due_ms"), seg.first == b("first")
+            ),
             "log_id", "due_ms", "first",
         ),
         load_quarantined=text(

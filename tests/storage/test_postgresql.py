@@ -262,20 +262,23 @@ def test_a_connection_that_dies_makes_the_commit_unknown_and_acquire_heals_it(
     incarnation = with_queue(store)
     store.commit(incarnation, Commit(insert_segments=[segment(7, 1)]))
     assert firsts(arrivals(store)) == [1]
-    with psycopg.connect(postgresql_url.replace("+psycopg", ""), autocommit=True) as connection:
-        connection.execute(
-            "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity "
-            "WHERE datname = current_database() AND pid <> pg_backend_pid()"
-        )
+    end_all_sessions(postgresql_url)
     with pytest.raises(CommitUnknown):
         store.commit(incarnation, Commit(insert_segments=[segment(7, 2)]))
     refused(store, incarnation)
-    with pytest.raises(StoreUnreachable):
-        arrivals(store)
     assert firsts(arrivals(store)) == [1]
     again = store.acquire("node", "a", 2)
     store.commit(again, Commit(insert_segments=[segment(7, 3)]))
     assert firsts(arrivals(store)) == [1, 3]
+
+
+def test_a_load_on_a_dead_connection_fails_and_the_next_one_connects_anew(store: SqlStore, postgresql_url: str) -> None:
+    with_queue(store)
+    arrivals(store)
+    end_all_sessions(postgresql_url)
+    with pytest.raises(StoreUnreachable):
+        arrivals(store)
+    assert arrivals(store) == []
 
 
 def test_a_statement_that_fails_is_a_failed_commit_and_the_next_one_succeeds(store: SqlStore) -> None:
@@ -326,3 +329,11 @@ def refused(store: SqlStore, incarnation: Incarnation) -> None:
         store.next_id(incarnation)
     with pytest.raises(CommitFailed, match="unknown outcome"):
         store.sweep(incarnation, 10)
+
+
+def end_all_sessions(url: str) -> None:
+    with psycopg.connect(url.replace("+psycopg", ""), autocommit=True) as connection:
+        connection.execute(
+            "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity "
+            "WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        )
