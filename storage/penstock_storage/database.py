@@ -97,9 +97,7 @@ class Gate:
                 raise StoreClosed("the store is closed")
             self._inside += 1
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         with self._condition:
             self._inside -= 1
             if self._closed:

@@ -134,9 +134,7 @@ class Loader:
             more = False
             with self._database.read() as reader:
                 parameters = (log_id, after, limit) if self._database.limits_rows else (log_id, after)
-                for number, visible_ms, stored_sum, runs in reader.execute(
-                    self._statements.load_deliveries, parameters
-                ):
+                for number, visible_ms, stored_sum, runs in reader.execute(self._statements.load_deliveries, parameters):
                     after = number
                     try:
                         good = checksum.delivery(log_id, number, visible_ms, runs) == stored_sum
@@ -156,9 +154,7 @@ class Loader:
         """See Store.load_deduplication."""
         found = []
         with self._database.read() as reader:
-            for at_ms, number, stored_sum, entries in reader.execute(
-                self._statements.load_deduplication, (log_id, since_ms)
-            ):
+            for at_ms, number, stored_sum, entries in reader.execute(self._statements.load_deduplication, (log_id, since_ms)):
                 try:
                     good = checksum.deduplication(log_id, at_ms, number, entries) == stored_sum
                 except (struct.error, TypeError):
@@ -223,9 +219,9 @@ class Loader:
 
     def _verified(self, row: Any) -> LoadedSegment | None:
         """A row of SEGMENT_HEAD, STATE and perhaps checksum and payload; None when it goes to quarantine."""
-        log_id, due_ms, first, count, size_bytes, sent_ms, head_sum, deleted, deleted_count, deleted_bytes, state_sum = (
-            row[:LOCATED_WIDTH]
-        )
+        log_id, due_ms, first, count, size_bytes, sent_ms, head_sum, deleted, deleted_count, deleted_bytes, state_sum = row[
+            :LOCATED_WIDTH
+        ]
         payload = row[-1] if len(row) > LOCATED_WIDTH else None
         try:
             good = checksum.segment_head(log_id, due_ms, first, count, size_bytes, sent_ms) == head_sum

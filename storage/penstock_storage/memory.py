@@ -1,7 +1,7 @@
 """The store in memory, for simulation: same contract, no disk, and faults on demand.
 
-A `MemoryDisk` is what survives: open a new `MemoryStore` on it and everything that was committed is there, and nothing else. Several
-stores may be open on one disk at once, like several brokers on one database; fences keep them apart.
+A `MemoryDisk` is what survives: open a new `MemoryStore` on it and everything that was committed is there, and nothing
+else. Several stores may be open on one disk at once, like several brokers on one database; fences keep them apart.
 
 It reads no clock and rolls no dice: the same calls give the same answers. Faults come from a callable that the owner
 gives; it is asked at each point by name and says what goes wrong there.

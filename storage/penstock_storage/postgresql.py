@@ -60,6 +60,7 @@ CONNECT_ARGUMENTS: dict[str, str | int] = {
 
 DISK_FULL = "53100"
 DIVISION_BY_ZERO = "22012"
+INTEGRITY_CLASS = "23"
 
 
 class PostgresqlDatabase:
@@ -269,6 +270,9 @@ class _Pipeline:
             # COMMIT was not queued; closing the connection rolls back whatever was sent.
             raise CommitFailed(f"could not send: {error}") from error
         try:
+            # From here on COMMIT may reach the server, whatever happens.
+            self._pgconn.send_query_params(b"COMMIT", None)
+            self._pgconn.pipeline_sync()
             self._flush()
             failed = self._collect(commands)
         except (psycopg.Error, OSError) as error:
@@ -281,7 +285,7 @@ class _Pipeline:
         self._raise(*failed)
 
     def _queue(self, steps: Sequence[Step]) -> int:
-        """Hands everything to libpq, COMMIT last. Returns the number of commands."""
+        """Hands everything but COMMIT to libpq. Returns the number of commands, with COMMIT."""
         pgconn = self._pgconn
         pgconn.enter_pipeline_mode()
         pgconn.send_query_params(b"BEGIN ISOLATION LEVEL READ COMMITTED", None)
@@ -296,8 +300,6 @@ class _Pipeline:
             for row in rows:
                 pgconn.send_query_prepared(name, [_encode(value) for value in row], [_format(value) for value in row])
             commands += len(rows)
-        pgconn.send_query_params(b"COMMIT", None)
-        pgconn.pipeline_sync()
         return commands + 1
 
     def _flush(self) -> None:
@@ -314,9 +316,7 @@ class _Pipeline:
             while (result := self._next_result()) is not None:
                 last = position == commands
                 status = result.status
-                if status not in (ExecStatus.COMMAND_OK, ExecStatus.TUPLES_OK) or (
-                    last and result.command_status != b"COMMIT"
-                ):
+                if status not in (ExecStatus.COMMAND_OK, ExecStatus.TUPLES_OK) or (last and result.command_status != b"COMMIT"):
                     first_bad = first_bad or (last, result)
         result = self._next_result()
         if result is None or result.status != ExecStatus.PIPELINE_SYNC or self._pgconn.status != ConnStatus.OK:
@@ -343,8 +343,10 @@ class _Pipeline:
             raise CommitUnknown(f"COMMIT failed: {state} {message}")
         self._pgconn.exit_pipeline_mode()
         rolled_back = self._pgconn.exec_(b"ROLLBACK")
-        # Statements prepared in this flush may exist or not: then only a new connection is sure.
-        self.clean = rolled_back.status == ExecStatus.COMMAND_OK and not self._new
+        # Statements prepared in this flush may exist or not, and other errors may be the connection's own fault (a prepared
+        # statement that is gone): then only a new connection is sure.
+        expected = state == DIVISION_BY_ZERO or state.startswith(INTEGRITY_CLASS)
+        self.clean = expected and rolled_back.status == ExecStatus.COMMAND_OK and not self._new
         if state == DIVISION_BY_ZERO:
             raise Fenced(message)
         raise _failed(state, message)

@@ -95,9 +95,7 @@ segments = sa.Table(
     sa.Column("checksum", sa.BigInteger, nullable=False),
     sa.Column("payload", sa.LargeBinary, nullable=False),
     # All but the payload: counting a log and finding a segment by number read this index alone.
-    sa.Index(
-        "segments_by_first", "log_id", "first", "due_ms", "count", "size_bytes", "sent_ms", "head_checksum"
-    ),
+    sa.Index("segments_by_first", "log_id", "first", "due_ms", "count", "size_bytes", "sent_ms", "head_checksum"),
 )
 
 segment_states = sa.Table(

@@ -74,11 +74,7 @@ class SqlStore:
                 raise ValueError("a SQLite store is a file: sqlite:///path, without parameters")
             from penstock_storage.sqlite import RESERVE_BYTES, SqliteDatabase
 
-            return cls(
-                SqliteDatabase(
-                    pathlib.Path(parsed.database), RESERVE_BYTES if reserve_bytes is None else reserve_bytes
-                )
-            )
+            return cls(SqliteDatabase(pathlib.Path(parsed.database), RESERVE_BYTES if reserve_bytes is None else reserve_bytes))
         if parsed.drivername in ("postgresql", "postgresql+psycopg"):
             from penstock_storage.postgresql import PostgresqlDatabase
 
@@ -127,8 +123,7 @@ class SqlStore:
         self._refuse_doubtful(incarnation)
         with self._database.read() as reader:
             steps, removed = sweep_steps(self._database.statements, reader, limit)
-        if steps:
-            self._run(incarnation, steps, False)
+        self._run(incarnation, steps, False)
         self._database.maintain()
         return removed
 

@@ -116,6 +116,8 @@ class SqliteDatabase:
     def transaction(self) -> Iterator[sa.Connection]:
         """A writing transaction through SQLAlchemy."""
         with self._gate, self._write_lock:
+            if self._connection.closed:
+                raise CommitFailed("a commit has an unknown outcome; acquire again")
             try:
                 self._connection.begin()
                 yield self._connection

@@ -126,11 +126,14 @@ def compile_statements(dialect: sa.Dialect) -> Statements:
         fence = sa.select((one / sa.func.count()).label("held")).select_from(held)
 
     seg, state = segments.c, segment_states.c
-    with_state = segments.outerjoin(
-        segment_states, sa.and_(state.log_id == seg.log_id, state.first == seg.first)
-    ).join(logs, sa.and_(logs.c.log_id == seg.log_id, logs.c.garbage == zero, seg.first >= logs.c.trimmed))
-    located = sa.select(*SEGMENT_HEAD, *STATE).select_from(with_state)
-    whole = sa.select(*SEGMENT_HEAD, *STATE, seg.checksum, seg.payload).select_from(with_state)
+    stated = segments.outerjoin(segment_states, sa.and_(state.log_id == seg.log_id, state.first == seg.first))
+    alive = sa.and_(logs.c.log_id == seg.log_id, logs.c.garbage == zero)
+    with_state = stated.join(logs, sa.and_(alive, seg.first >= logs.c.trimmed))
+    # The sum keeps SQLite from walking the index from the trim point on instead of looking each number up.
+    by_number = stated.join(logs, sa.and_(alive, seg.first + zero >= logs.c.trimmed))
+    located = sa.select(*SEGMENT_HEAD, *STATE).select_from(by_number)
+    whole_columns = sa.select(*SEGMENT_HEAD, *STATE, seg.checksum, seg.payload)
+    whole = whole_columns.select_from(with_state)
 
     taken = (
         sa.select(deliveries.c.number, deliveries.c.visible_ms, deliveries.c.checksum, deliveries.c.runs)
@@ -152,7 +155,8 @@ def compile_statements(dialect: sa.Dialect) -> Statements:
             .select_from(segments.join(logs, sa.and_(logs.c.log_id == seg.log_id, seg.first >= logs.c.trimmed)))
             .where(
                 seg.log_id == b("log_id"),
-                sa.tuple_(seg.due_ms, seg.first) > sa.tuple_(b("after_due_ms", type_=sa.BigInteger), b("after_first", type_=sa.BigInteger)),
+                sa.tuple_(seg.due_ms, seg.first)
+                > sa.tuple_(b("after_due_ms", type_=sa.BigInteger), b("after_first", type_=sa.BigInteger)),
                 seg.due_ms <= b("until_due_ms"),
             )
             .order_by(seg.due_ms, seg.first)
@@ -160,9 +164,7 @@ def compile_statements(dialect: sa.Dialect) -> Statements:
             .cte("candidates")
         )
         summed = sa.func.sum(candidates.c.length).over(order_by=(candidates.c.due_ms, candidates.c.first))
-        chosen = sa.select(
-            candidates.c.due_ms, candidates.c.first, (summed - candidates.c.length).label("before")
-        ).cte("chosen")
+        chosen = sa.select(candidates.c.due_ms, candidates.c.first, (summed - candidates.c.length).label("before")).cte("chosen")
         arrivals = (
             whole.join(chosen, sa.and_(chosen.c.due_ms == seg.due_ms, chosen.c.first == seg.first))
             .where(seg.log_id == b("same_log_id"), chosen.c.before < b("max_bytes", type_=sa.BigInteger))
@@ -176,7 +178,8 @@ def compile_statements(dialect: sa.Dialect) -> Statements:
         # SQLite's cursor goes on only as far as it is read.
         arrivals = whole.where(
             seg.log_id == b("log_id"),
-            sa.tuple_(seg.due_ms, seg.first) > sa.tuple_(b("after_due_ms", type_=sa.BigInteger), b("after_first", type_=sa.BigInteger)),
+            sa.tuple_(seg.due_ms, seg.first)
+            > sa.tuple_(b("after_due_ms", type_=sa.BigInteger), b("after_first", type_=sa.BigInteger)),
             seg.due_ms <= b("until_due_ms"),
         ).order_by(seg.due_ms, seg.first)
         arrival_order = ("log_id", "after_due_ms", "after_first", "until_due_ms")
@@ -304,7 +307,9 @@ def compile_statements(dialect: sa.Dialect) -> Statements:
             "log_id", "since_ms",
         ),
         load_arrivals=text(arrivals, *arrival_order),
-        load_segments=text(whole.where(seg.log_id == b("log_id"), these_firsts), "log_id", "firsts"),
+        load_segments=text(
+            whole_columns.select_from(by_number).where(seg.log_id == b("log_id"), these_firsts), "log_id", "firsts"
+        ),
         locate_segments=text(located.where(seg.log_id == b("log_id"), these_firsts), "log_id", "firsts"),
         load_segment_size=text(
             sa.select(seg.count, seg.size_bytes).where(

@@ -11,12 +11,7 @@ from penstock_storage.statements import Statements
 
 def adds(commit: Commit) -> bool:
     """Whether it stores something new. All else shrinks the store or keeps what is there usable."""
-    return bool(
-        commit.insert_segments
-        or commit.insert_deduplication
-        or commit.upsert_resources
-        or commit.upsert_credentials
-    )
+    return bool(commit.insert_segments or commit.insert_deduplication or commit.upsert_resources or commit.upsert_credentials)
 
 
 def steps_of(statements: Statements, commit: Commit) -> list[Step]:
@@ -109,10 +104,7 @@ def steps_of(statements: Statements, commit: Commit) -> list[Step]:
         add(
             (
                 statements.upsert_credential,
-                [
-                    (c.key_id, c.account, c.role, c.description, c.sealed_secret, c.created_ms)
-                    for c in commit.upsert_credentials
-                ],
+                [(c.key_id, c.account, c.role, c.description, c.sealed_secret, c.created_ms) for c in commit.upsert_credentials],
             )
         )
     if commit.delete_credentials:

@@ -39,4 +39,3 @@ def sweep_steps(statements: Statements, reader: Reader, limit: int) -> tuple[lis
             return steps, removed
         steps.append((statements.forget_log, [(log_id,)]) if garbage else (statements.swept, [(trimmed, log_id)]))
     return steps, removed
-

@@ -6,14 +6,14 @@ import pathlib
 from collections.abc import Callable, Iterator
 
 import pytest
-
 from penstock_storage.interface import Store
 from penstock_storage.memory import MemoryDisk, MemoryStore
 from penstock_storage.sql import SqlStore
+
 from tests.storage.rows import Home
 
 
-@pytest.fixture(params=["memory", "sqlite", "postgresql"])
+@pytest.fixture(params=["memory", "sqlite", pytest.param("postgresql", marks=pytest.mark.postgresql)])
 def home(request: pytest.FixtureRequest, tmp_path: pathlib.Path) -> Iterator[Home]:
     """Somewhere to open stores in, empty at first."""
     make: Callable[[], Store]

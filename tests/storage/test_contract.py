@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-
 from penstock_storage.interface import (
     Commit,
     CommitFailed,
@@ -18,6 +17,7 @@ from penstock_storage.interface import (
     SegmentKey,
     SegmentRow,
 )
+
 from tests.storage.rows import (
     Home,
     arrivals,
@@ -100,9 +100,7 @@ def test_an_upsert_replaces_and_a_delete_of_nothing_is_no_error(home: Home) -> N
             insert_segments=[segment(7, 1, 3)],
         ),
     )
-    store.commit(
-        incarnation, Commit(upsert_states=[state(7, 1, 2)], upsert_deliveries=[delivery(7, 6, 77)])
-    )
+    store.commit(incarnation, Commit(upsert_states=[state(7, 1, 2)], upsert_deliveries=[delivery(7, 6, 77)]))
     assert store.load_resources() == [changed]
     assert arrivals(store) == [LoadedSegment(segment(7, 1, 3), state(7, 1, 2))]
     assert store.load_deliveries(LOG, 0, 10) == [delivery(7, 6, 77)]
@@ -250,9 +248,7 @@ def test_a_page_ends_with_the_segment_that_fills_the_bytes(home: Home) -> None:
 def test_segments_are_loaded_by_key_in_the_order_asked_and_missing_ones_left_out(home: Home) -> None:
     store, incarnation = home.store, with_queue(home.store)
     rows = [segment(7, 1), segment(7, 2, due_ms=9), segment(8, 1)]
-    store.commit(
-        incarnation, Commit(upsert_resources=[queue(8, 8)], insert_segments=rows, upsert_states=[state(7, 2)])
-    )
+    store.commit(incarnation, Commit(upsert_resources=[queue(8, 8)], insert_segments=rows, upsert_states=[state(7, 2)]))
     keys = [rows[2].key, SegmentKey(LOG, 0, 99), rows[1].key, SegmentKey(LOG, 8, 1), rows[0].key]
     assert store.load_segments(keys) == [
         LoadedSegment(rows[2], None),
@@ -266,7 +262,7 @@ def test_segments_are_located_by_number_alone_without_payload(home: Home) -> Non
     store, incarnation = home.store, with_queue(home.store)
     rows = [segment(7, number, due_ms=number % 3) for number in range(1, 2500)]
     store.commit(incarnation, Commit(insert_segments=rows, upsert_states=[state(7, 5)]))
-    found = store.locate_segments(LOG, list(range(2400, 0, -1)) + [9999])
+    found = store.locate_segments(LOG, [*range(2400, 0, -1), 9999])
     assert sorted(firsts(found)) == list(range(1, 2401))
     by_first = {loaded.segment.first: loaded for loaded in found}
     assert by_first[5] == LoadedSegment(dataclasses.replace(rows[4], payload=None), state(7, 5))
@@ -361,7 +357,10 @@ def test_a_deleted_resource_takes_its_log_with_it(home: Home) -> None:
 def test_a_sweep_is_fenced(home: Home) -> None:
     old = with_queue(home.store)
     home.store.commit(old, Commit(insert_segments=[segment(7, 1)], trims=[(LOG, 2)]))
-    home.store.acquire("node", "a", 2)
+    new = home.store.acquire("node", "a", 2)
+    with pytest.raises(Fenced):
+        home.store.sweep(old, 10)
+    assert home.store.sweep(new, 10) == 1
     with pytest.raises(Fenced):
         home.store.sweep(old, 10)
 
@@ -377,22 +376,15 @@ def test_large_payloads_and_many_rows_pass(home: Home) -> None:
 
 def test_threads_may_commit_and_load_at_the_same_time(home: Home) -> None:
     store, incarnation = home.store, with_queue(home.store)
-    failures: list[BaseException] = []
 
     def work(thread: int) -> None:
-        try:
-            for number in range(20):
-                store.commit(incarnation, Commit(insert_segments=[segment(7, thread * 100 + number)]))
-                assert store.load_segments([SegmentKey(LOG, 0, thread * 100 + number)])
-        except BaseException as error:
-            failures.append(error)
+        for number in range(20):
+            store.commit(incarnation, Commit(insert_segments=[segment(7, thread * 100 + number)]))
+            assert store.load_segments([SegmentKey(LOG, 0, thread * 100 + number)])
 
-    threads = [threading.Thread(target=work, args=(thread,)) for thread in range(5)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert failures == []
+    with ThreadPoolExecutor(5) as threads:
+        for done in [threads.submit(work, thread) for thread in range(5)]:
+            done.result()
     assert len(arrivals(store)) == 100
 
 

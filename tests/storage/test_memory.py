@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-
 from penstock_storage.interface import (
     Commit,
     CommitFailed,
@@ -15,6 +14,7 @@ from penstock_storage.interface import (
     StoreUnreachable,
 )
 from penstock_storage.memory import Fault, MemoryDisk, MemoryStore
+
 from tests.storage.rows import arrivals, firsts, segment, with_queue
 
 LOG = LogId(7)
@@ -110,9 +110,7 @@ def test_loads_fail_on_demand(store: MemoryStore, script: Script) -> None:
         load()
 
 
-def test_an_acquire_that_fails_leaves_the_owner_and_one_that_is_unknown_may_fence_it(
-    store: MemoryStore, script: Script
-) -> None:
+def test_an_acquire_that_fails_leaves_the_owner_and_one_that_is_unknown_may_fence_it(store: MemoryStore, script: Script) -> None:
     incarnation = with_queue(store)
     script.next["acquire"] = Fault.FAIL
     with pytest.raises(StoreUnreachable):

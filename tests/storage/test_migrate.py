@@ -11,12 +11,11 @@ from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-
 from penstock_storage import schema
 from penstock_storage.migrate import migrate
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.postgresql)])
 def engine(request: pytest.FixtureRequest, tmp_path: pathlib.Path) -> Any:
     url = f"sqlite:///{tmp_path}/store.db"
     if request.param == "postgresql":

@@ -9,7 +9,6 @@ from typing import Any
 
 import psycopg
 import pytest
-
 from penstock_storage.interface import (
     Commit,
     CommitFailed,
@@ -22,12 +21,13 @@ from penstock_storage.interface import (
 )
 from penstock_storage.postgresql import _failed, _numbered
 from penstock_storage.sql import SqlStore
+
 from tests.postgresql import Cluster
 from tests.storage.rows import arrivals, firsts, queue, segment, with_queue
 
-FENCE = (
-    b"SELECT 1 FROM fences WHERE node = %s AND incarnation = %s FOR SHARE"  # What a commit of another broker holds.
-)
+pytestmark = pytest.mark.postgresql
+
+FENCE = b"SELECT 1 FROM fences WHERE node = %s AND incarnation = %s FOR SHARE"  # What a commit of another broker holds.
 
 
 @pytest.fixture
@@ -221,12 +221,34 @@ def test_a_commit_that_is_torn_from_its_wait_for_the_standby_is_unknown(
     assert firsts(arrivals(store)) == [1, 2]
 
 
+def test_a_take_over_waits_for_a_commit_that_waits_for_the_standby_and_sees_its_rows(
+    store: SqlStore,
+    other: SqlStore,
+    postgresql_url: str,
+    threads: ThreadPoolExecutor,
+    absent_standby: Callable[..., None],
+) -> None:
+    """The lock of a real commit: it is held to the very end, and the loader after the take-over sees the last batch."""
+    old = with_queue(store)
+    absent_standby()
+    commit = threads.submit(store.commit, old, Commit(insert_segments=[segment(7, 1)]))
+    wait_for_backend(postgresql_url, "SyncRep", commit)
+    take_over = threads.submit(other.acquire, "other", "b", 2)
+    wait_for_backend(postgresql_url, "transactionid", take_over)
+    assert not commit.done()
+    absent_standby("")
+    commit.result()
+    other.commit(take_over.result(), Commit())
+    assert firsts(arrivals(other)) == [1]
+    with pytest.raises(Fenced):
+        store.commit(old, Commit())
+
+
 def test_any_warning_makes_a_commit_unknown(store: SqlStore, postgresql_url: str) -> None:
     incarnation = with_queue(store)
     with connect(postgresql_url) as connection:
         connection.execute(
-            "CREATE FUNCTION warn() RETURNS trigger LANGUAGE plpgsql AS "
-            "$$ BEGIN RAISE WARNING 'careful'; RETURN NULL; END $$"
+            "CREATE FUNCTION warn() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE WARNING 'careful'; RETURN NULL; END $$"
         )
         connection.execute(
             "CREATE CONSTRAINT TRIGGER warn AFTER INSERT ON segments DEFERRABLE INITIALLY DEFERRED "
@@ -242,8 +264,7 @@ def test_an_error_of_commit_itself_is_unknown(store: SqlStore, postgresql_url: s
     incarnation = with_queue(store)
     with connect(postgresql_url) as connection:
         connection.execute(
-            "CREATE FUNCTION fail() RETURNS trigger LANGUAGE plpgsql AS "
-            "$$ BEGIN RAISE EXCEPTION 'too late'; END $$"
+            "CREATE FUNCTION fail() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'too late'; END $$"
         )
         connection.execute(
             "CREATE CONSTRAINT TRIGGER fail AFTER INSERT ON segments DEFERRABLE INITIALLY DEFERRED "
@@ -256,9 +277,7 @@ def test_an_error_of_commit_itself_is_unknown(store: SqlStore, postgresql_url: s
     assert arrivals(store) == []
 
 
-def test_a_connection_that_dies_makes_the_commit_unknown_and_acquire_heals_it(
-    store: SqlStore, postgresql_url: str
-) -> None:
+def test_a_connection_that_dies_makes_the_commit_unknown_and_acquire_heals_it(store: SqlStore, postgresql_url: str) -> None:
     incarnation = with_queue(store)
     store.commit(incarnation, Commit(insert_segments=[segment(7, 1)]))
     assert firsts(arrivals(store)) == [1]

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from typing import Any, cast
 
 import pytest
-
+from penstock_storage import sqlite
 from penstock_storage.interface import (
     Commit,
     CommitFailed,
@@ -27,8 +27,8 @@ from penstock_storage.interface import (
     StoreUnreachable,
 )
 from penstock_storage.sql import SqlStore
-from penstock_storage import sqlite
 from penstock_storage.sqlite import RESERVE_BYTES, SqliteDatabase, _configure
+
 from tests.storage.rows import arrivals, firsts, queue, segment, state, with_queue
 
 MIB = 1024 * 1024
@@ -140,9 +140,7 @@ def test_what_is_no_database_cannot_be_opened(path: pathlib.Path) -> None:
         open_store(pathlib.Path("/proc/nowhere/store.db"))
 
 
-@pytest.mark.parametrize(
-    "url", ["sqlite://", "sqlite:///:memory:", "sqlite:///x.db?mode=ro", "mysql://localhost/x", "nonsense"]
-)
+@pytest.mark.parametrize("url", ["sqlite://", "sqlite:///:memory:", "sqlite:///x.db?mode=ro", "mysql://localhost/x", "nonsense"])
 def test_other_urls_are_refused(url: str) -> None:
     with pytest.raises(ValueError):
         SqlStore.open(url)
@@ -261,9 +259,10 @@ def small_disk(tmp_path: pathlib.Path) -> Iterator[pathlib.Path]:
     if mounted.returncode:
         pytest.skip(f"cannot mount: {mounted.stderr.decode()}")
     yield directory
-    subprocess.run(["umount", str(directory)], check=True)
+    subprocess.run(["umount", "--lazy", str(directory)], check=True)
 
 
+@pytest.mark.root
 def test_a_full_disk_refuses_sends_lets_deletes_through_and_recovers(small_disk: pathlib.Path) -> None:
     path = small_disk / "store.db"
     reserve = small_disk / "store.db.reserve"
@@ -301,6 +300,7 @@ def test_a_full_disk_refuses_sends_lets_deletes_through_and_recovers(small_disk:
     store.close()
 
 
+@pytest.mark.root
 def test_a_disk_that_is_full_at_the_start_still_serves(small_disk: pathlib.Path) -> None:
     path = small_disk / "store.db"
     store = open_store(path, reserve_bytes=0)
@@ -357,3 +357,25 @@ def test_the_wal_stays_bounded_while_readers_come_and_go(
         for reader in readers:
             reader.join()
     assert pathlib.Path(f"{path}-wal").stat().st_size <= 26 * MIB
+
+
+@pytest.mark.parametrize(
+    ("statement", "parameters", "expected"),
+    [
+        ("load_arrivals", (7, 0, 0, 9), "SEARCH segments USING INDEX sqlite_autoindex_segments_1 (log_id=? AND (due_ms,first)>"),
+        ("load_totals", (0, 7, 0), "SEARCH segments USING COVERING INDEX segments_by_first (log_id=? AND first>"),
+        ("load_segments", (7, "[1]"), "SEARCH segments USING INDEX segments_by_first (log_id=? AND first=?)"),
+        ("locate_segments", (7, "[1]"), "SEARCH segments USING COVERING INDEX segments_by_first (log_id=? AND first=?)"),
+        ("load_deliveries", (7, 0), "SEARCH deliveries USING PRIMARY KEY (log_id=? AND number>"),
+        ("load_deduplication", (7, 0), "SEARCH deduplication USING PRIMARY KEY (log_id=? AND at_ms>"),
+        ("sweepable_segments", (7, 9, 9), "SEARCH segments USING COVERING INDEX segments_by_first (log_id=? AND first<"),
+    ],
+)
+def test_loads_cost_what_they_return_and_not_what_is_stored(
+    store: SqlStore, statement: str, parameters: tuple[Any, ...], expected: str
+) -> None:
+    with database_of(store).read() as reader:
+        text = "EXPLAIN QUERY PLAN " + getattr(database_of(store).statements, statement)
+        plan = [row[3] for row in reader.execute(text, parameters)]
+    assert any(line.startswith(expected) for line in plan), plan
+    assert not any(line.startswith(("SCAN segment", "SCAN deliveries", "USE TEMP B-TREE")) for line in plan), plan
