@@ -1,0 +1,147 @@
+"""The client: one connection to the broker, shared by everything an application does."""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import AsyncIterator, Mapping
+from datetime import UTC, datetime
+from types import TracebackType
+from typing import Any, cast
+
+from penstock_protocol import queue_messages as wire
+from penstock_protocol import session_messages as session
+
+from penstock import _backend_async as backend
+from penstock._async.batching import Sequences
+from penstock._async.link import AsyncLink
+from penstock._async.queue import AsyncQueue
+from penstock.options import make_options
+from penstock.types import AccessKeyInfo, settings_to_wire
+
+
+class AsyncClient:
+    """A client of a Penstock broker.
+
+        >>> async with AsyncClient("penstock://127.0.0.1:4567") as client:
+        ...     queue = await client.create_queue("jobs")
+        ...     await queue.send("hello")
+        ...     [message] = await queue.receive()
+        ...     await message.delete()
+
+    `url` (default: PENSTOCK_URL, then the local broker) is penstock://[key:secret@]host:port, several hosts separated by
+    commas; penstocks:// is TLS, with `tls` as its context (client certificates, private authorities). `key_id` and `secret`
+    (default: from the URL, then PENSTOCK_KEY_ID and PENSTOCK_SECRET) prove who you are. `account` and `region` choose the tenant.
+
+    The connection is made at the first need and kept up. Each request has `request_timeout` seconds in all; within them
+    the client connects again, and repeats what is safe to repeat: sends (without making second messages), deletes,
+    visibility changes, and everything that only reads.
+    """
+
+    def __init__(
+        self,
+        url: str | None = None,
+        *,
+        key_id: str | None = None,
+        secret: str | None = None,
+        tls: ssl.SSLContext | None = None,
+        account: str = "",
+        region: str = "",
+        connect_timeout: float = 5.0,
+        request_timeout: float = 30.0,
+    ) -> None:
+        self._mutex = backend.Mutex()
+        options = make_options(url, key_id, secret, tls, account, region, connect_timeout, request_timeout)
+        self.link = AsyncLink(options, self._mutex)
+        self.sequences = Sequences()
+        self._tasks = backend.Tasks()
+        self._queues: dict[str, AsyncQueue] = {}
+        self._entered = False
+        if not backend.STARTS_IN_BLOCK:
+            self._tasks.spawn(self.link.run, self._tasks)
+
+    async def __aenter__(self) -> AsyncClient:
+        self._entered = True
+        if backend.STARTS_IN_BLOCK:
+            await self._tasks.__aenter__()
+            self._tasks.spawn(self.link.run, self._tasks)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool | None:
+        await self.aclose()
+        if backend.STARTS_IN_BLOCK:
+            self._tasks.cancel()
+        return await self._tasks.__aexit__(kind, error, trace)
+
+    async def aclose(self) -> None:
+        """Closes the connection; requests without an answer get ClientClosed."""
+        await self.link.aclose()
+
+    # Queues
+
+    def queue(self, name: str) -> AsyncQueue:
+        """A queue by its name, whether it exists or not: nobody is asked."""
+        queue = self._queues.get(name)
+        if queue is None:
+            queue = self._queues[name] = AsyncQueue(self, name)
+        return queue
+
+    async def create_queue(self, name: str, *, tags: Mapping[str, str] | None = None, **settings: Any) -> AsyncQueue:
+        """Creates a queue, or finds it if it exists with these settings (else ResourceInUse).
+
+        A name that ends in `.fifo` makes a FIFO queue. Settings (seconds and bytes): visibility_timeout (30), delay (0),
+        retention (4 days), receive_wait (0), max_message_bytes (1 MiB), dead_letter_queue (name or queue),
+        max_receive_count (10), redrive_allow ("allow_all", "deny_all", "by_queue"), redrive_sources, max_in_flight (120,000),
+        max_messages and max_bytes (0: no limit); FIFO: content_based_deduplication (False), deduplication_scope
+        ("queue", "message_group"), fifo_throughput_limit ("per_queue", "per_message_group").
+        InvalidName and InvalidAttribute say what is allowed.
+        """
+        request = wire.CreateQueue(
+            name, settings_to_wire(settings), [wire.Tag(key, value) for key, value in (tags or {}).items()]
+        )
+        await self.link.call(request)
+        return self.queue(name)
+
+    async def delete_queue(self, name: str) -> None:
+        """Deletes a queue with everything in it."""
+        await self.queue(name).delete_queue()
+
+    async def list_queues(self, prefix: str = "") -> AsyncIterator[str]:
+        """The names of all queues that start with `prefix`, in order."""
+        after = ""
+        while True:
+            reply = cast(wire.QueueNames, await self.link.call(wire.ListQueues(prefix, after)))
+            for name in reply.queues:
+                yield name
+            if not reply.more:
+                return
+            after = reply.queues[-1]
+
+    # Access keys
+
+    async def create_key(self, role: str = "user", description: str = "") -> AccessKeyInfo:
+        """Makes an access key; `role`: admin, user, producer, consumer or reader. The secret is told this once.
+
+        The first key closes the broker to everyone without one."""
+        return _key(cast(session.AccessKey, await self.link.call(session.CreateKey(role, description))))
+
+    async def list_keys(self) -> list[AccessKeyInfo]:
+        """All access keys of the account, without their secrets."""
+        reply = cast(session.AccessKeys, await self.link.call(session.Empty(), "ListKeys"))
+        return [_key(key) for key in reply.keys]
+
+    async def delete_key(self, key_id: str) -> None:
+        """Takes an access key out of force for new connections."""
+        await self.link.call(session.KeyId(key_id))
+
+    async def ping(self) -> float:
+        """Asks the broker for a sign of life; returns the seconds it took."""
+        started = backend.monotonic()
+        await self.link.call(session.Empty(), "Ping")
+        return backend.monotonic() - started
+
+
+def _key(key: session.AccessKey) -> AccessKeyInfo:
+    created = datetime.fromtimestamp(key.created_ms / 1000, UTC)
+    return AccessKeyInfo(key.key_id, key.secret, key.role, key.description, created)

@@ -1,0 +1,136 @@
+"""What the asynchronous client needs of its event loop, over anyio (trio and asyncio).
+
+`_backend_threads` has the same names for the blocking client, which is generated from the asynchronous one. Nothing else in
+the SDK touches sockets, clocks or tasks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ssl
+from collections.abc import Callable, Coroutine
+from types import TracebackType
+from typing import Any
+
+import anyio
+import anyio.abc
+import anyio.lowlevel
+
+ConnectionError_ = (OSError, anyio.BrokenResourceError, anyio.ClosedResourceError, anyio.EndOfStream)
+"""What a broken connection raises."""
+
+
+class Mutex:
+    """Keeps state consistent: nothing to do where only one task runs at a time and none waits inside."""
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
+class Event:
+    """Set once; any number wait."""
+
+    __slots__ = ("_event",)
+
+    def __init__(self) -> None:
+        self._event = anyio.Event()
+
+    def set(self) -> None:
+        """Wakes everybody."""
+        self._event.set()
+
+    def is_set(self) -> bool:
+        """Whether it was set."""
+        return self._event.is_set()
+
+    async def wait(self) -> None:
+        """Returns once it is set."""
+        await self._event.wait()
+
+    async def wait_for(self, seconds: float) -> bool:
+        """Waits at most that long; whether it is set."""
+        with anyio.move_on_after(seconds):
+            await self._event.wait()
+        return self._event.is_set()
+
+
+class Stream:
+    """A byte stream over TCP or TLS."""
+
+    def __init__(self, stream: anyio.abc.ByteStream) -> None:
+        self._stream = stream
+
+    async def send(self, data: bytes) -> None:
+        """Sends all of it. One caller at a time."""
+        await self._stream.send(data)
+
+    async def receive(self) -> bytes:
+        """Some bytes; empty at the end of the stream."""
+        try:
+            return await self._stream.receive(262_144)
+        except anyio.EndOfStream:
+            return b""
+
+    async def aclose(self) -> None:
+        """Closes at once; wakes a task that receives."""
+        with contextlib.suppress(OSError):
+            await anyio.aclose_forcefully(self._stream)
+
+
+async def connect(host: str, port: int, tls: ssl.SSLContext | None, seconds: float) -> Stream:
+    """Connects within `seconds`; OSError or TimeoutError otherwise."""
+    with anyio.fail_after(seconds):
+        if tls is not None:
+            return Stream(await anyio.connect_tcp(host, port, ssl_context=tls, tls_hostname=host, tls_standard_compatible=False))
+        return Stream(await anyio.connect_tcp(host, port))
+
+
+class Tasks:
+    """Background tasks that end, at the latest, with the block."""
+
+    def __init__(self) -> None:
+        self._group = anyio.create_task_group()
+
+    async def __aenter__(self) -> Tasks:
+        await self._group.__aenter__()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool | None:
+        return await self._group.__aexit__(kind, error, trace)
+
+    def spawn(self, function: Callable[..., Coroutine[Any, Any, Any]], *arguments: Any) -> None:
+        """Starts a task."""
+        self._group.start_soon(function, *arguments)
+
+    def cancel(self) -> None:
+        """Ends all tasks."""
+        self._group.cancel_scope.cancel()
+
+
+def monotonic() -> float:
+    """Seconds of a clock that never jumps."""
+    return anyio.current_time()
+
+
+async def sleep(seconds: float) -> None:
+    """Waits."""
+    await anyio.sleep(seconds)
+
+
+def shielded(seconds: float) -> Any:
+    """A block whose cleanup may talk to the broker although the caller was cancelled, for at most `seconds`."""
+    return anyio.move_on_after(seconds, shield=True)
+
+
+def cancelled_types() -> tuple[type[BaseException], ...]:
+    """What a cancellation raises here."""
+    return (anyio.get_cancelled_exc_class(),)
+
+
+STARTS_IN_BLOCK = True
+"""An AsyncClient is used as `async with`: its tasks need a place to live."""

@@ -1,0 +1,346 @@
+# Generated from clients/penstock/_async/queue.py by tools/generate_blocking_client.py (make sync-client): edit that file.
+"""A queue as an application uses it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, cast
+
+from penstock import _backend_threads as backend
+from penstock._sync.batching import SendBatch, Sender, Settler, fresh
+from penstock._sync.consumer import Consumer
+from penstock.errors import PenstockError, SendFailed
+from penstock.types import (
+    AttributeValue,
+    OutgoingMessage,
+    PeekedMessage,
+    QueueInfo,
+    ReceiptHandle,
+    ReceivedMessage,
+    SentMessage,
+    attributes_to_wire,
+    settings_to_wire,
+)
+from penstock_protocol import queue_messages as wire
+
+if TYPE_CHECKING:
+    from penstock._sync.client import Client
+
+MAX_BATCH = 10_000
+
+
+class Message(ReceivedMessage):
+    """A received message with what can be done about it."""
+
+    __slots__ = ()
+
+    def delete(self) -> None:
+        """It was worked off: removes it for good. See Queue.delete."""
+        self._queue.delete(self)
+
+    def release(self, delay: float = 0) -> None:
+        """It was not: makes it visible again, at once or after `delay` seconds."""
+        self._queue.change_visibility(self, delay)
+
+
+def _row(
+    attributes: Mapping[str, AttributeValue | wire.Attribute] | None,
+    delay_seconds: float | None,
+    group: str | None,
+    deduplication_id: str | None,
+    trace: str | None,
+) -> dict[str, Any] | None:
+    values: dict[str, Any] = {}
+    if attributes:
+        values["attributes"] = attributes_to_wire(attributes)
+    if delay_seconds is not None:
+        values["delays_ms"] = round(delay_seconds * 1000)
+    if group is not None:
+        values["groups"] = group
+    if deduplication_id is not None:
+        values["deduplication_ids"] = deduplication_id
+    if trace is not None:
+        values["traces"] = trace
+    return values or None
+
+
+class Queue:
+    """One queue by its name. Made by Client.queue or create_queue; making it talks to nobody.
+
+    Times are seconds. Every call may raise QueueDoesNotExist, NotConnected, RequestTimeout and the other typed errors of
+    `penstock.errors`, each with `.retryable` and `.advice`."""
+
+    def __init__(self, client: Client, name: str) -> None:
+        self._client = client
+        self._link = client.link
+        self.name = name
+        self._sender = Sender(client.link, name, client.sequences)
+        self._deletes = Settler(client.link, lambda receipts, _: wire.DeleteMessages(name, receipts))
+        self._changes = Settler(client.link, lambda receipts, timeouts: wire.ChangeVisibility(name, receipts, timeouts))
+
+    def __repr__(self) -> str:
+        return f"<Queue {self.name!r}>"
+
+    # Sending
+
+    def send(
+        self,
+        body: bytes | str,
+        *,
+        attributes: Mapping[str, AttributeValue | wire.Attribute] | None = None,
+        delay_seconds: float | None = None,
+        group: str | None = None,
+        deduplication_id: str | None = None,
+        trace: str | None = None,
+    ) -> SentMessage:
+        """Sends one message; when this returns it is durable. Concurrent sends travel together.
+
+        A send whose reply was lost is repeated without making a second message, also across a restart of the broker.
+        After a cancellation the message may or may not have been sent. Raises MessageTooLarge, InvalidMessage, QueueFull.
+
+            >>> sent = queue.send("hello", attributes={"kind": "greeting"})
+            >>> sent.message_id
+            '…'
+        """
+        values = None
+        if attributes or delay_seconds is not None or group is not None or deduplication_id is not None or trace is not None:
+            values = _row(attributes, delay_seconds, group, deduplication_id, trace)
+        batch, place = self._sender.join(body.encode() if isinstance(body, str) else body, values)
+        batch.done.wait()
+        return batch.result(place)
+
+    def send_many(
+        self, messages: Iterable[bytes | str | OutgoingMessage], *, raise_on_failure: bool = True
+    ) -> list[SentMessage | PenstockError]:
+        """Sends many messages in as few frames as possible; returns one result per message, in order.
+
+        Each message answers for itself: with `raise_on_failure` any refusal raises SendFailed, which names the refused
+        ones and lists the others' results; without it the refusals stand in the list as errors.
+
+            >>> results = queue.send_many([b"one", b"two", b"three"])
+            >>> len(results)
+            3
+        """
+        batches: list[SendBatch] = []
+        batch: SendBatch | None = None
+        limit = self._link.options.request_bytes
+        for message in messages:
+            if isinstance(message, OutgoingMessage):
+                body, values = (
+                    message.body,
+                    _row(message.attributes, message.delay_seconds, message.group, message.deduplication_id, message.trace),
+                )
+            else:
+                body, values = message, None
+            raw = body.encode() if isinstance(body, str) else body
+            if batch is None or len(batch.bodies) >= MAX_BATCH or batch.size_bytes + len(raw) > limit:
+                batch = SendBatch()
+                batches.append(batch)
+            batch.add(raw, values)
+        results: list[SentMessage | PenstockError] = []
+        for one in batches:
+            self._sender.send_batch(one)
+        for one in batches:
+            one.done.wait()
+            for place in range(len(one.bodies)):
+                try:
+                    results.append(one.result(place))
+                except PenstockError as error:
+                    results.append(error)
+        failures = {place: result for place, result in enumerate(results) if isinstance(result, PenstockError)}
+        if failures and raise_on_failure:
+            if len(batches) == 1 and batches[0].error is not None:
+                raise fresh(batches[0].error)
+            first = next(iter(failures.values()))
+            raise SendFailed(
+                f"{len(failures)} of {len(results)} messages were refused; the first: {first}",
+                failures,
+                [result for result in results if isinstance(result, SentMessage)],
+            )
+        return results
+
+    # Receiving
+
+    def receive(
+        self,
+        max_messages: int = 1,
+        *,
+        wait_seconds: float | None = None,
+        visibility_timeout: float | None = None,
+        attempt_id: str = "",
+    ) -> list[Message]:
+        """Takes up to `max_messages` messages; they are hidden from others for `visibility_timeout` (default: the queue's).
+
+        Waits up to `wait_seconds` (at most 20; default: the queue's receive_wait) for a message. An empty list means
+        that none came. After a cancellation nothing stays taken: what arrives late is released again.
+
+            >>> for message in queue.receive(10, wait_seconds=1):
+            ...     print(message.text)
+            ...     message.delete()
+            hello
+        """
+        request = wire.ReceiveMessages(
+            self.name,
+            max_messages,
+            None if visibility_timeout is None else round(visibility_timeout * 1000),
+            None if wait_seconds is None else round(wait_seconds * 1000),
+            attempt_id=attempt_id,
+        )
+        patience = 20 if wait_seconds is None else wait_seconds
+        reply = cast(
+            wire.ReceiveReply,
+            self._link.call(request, resend=bool(attempt_id), timeout=patience + self._link.options.request_timeout),
+        )
+        return [
+            Message(self, reply.log, delivery, place) for delivery in reply.deliveries for place in range(len(delivery.bodies))
+        ]
+
+    def consume(self, *, credit: int = 1000, visibility_timeout: float | None = None, release_on_close: bool = True) -> Consumer:
+        """A stream of messages that the broker pushes as they come: never more than `credit` messages that the
+        application has not taken out yet. Goes on after a reconnect. Use it as `with` and `for`:
+
+            >>> with queue.consume(credit=100) as messages:
+            ...     for message in messages:
+            ...         message.delete()
+            ...         break
+
+        `release_on_close`: what was pushed and not deleted becomes visible again when the consumer ends.
+        """
+        return Consumer(self, Message, credit, visibility_timeout, release_on_close)
+
+    # Settling
+
+    @staticmethod
+    def _handle(message: ReceivedMessage | ReceiptHandle | str) -> ReceiptHandle:
+        if isinstance(message, ReceivedMessage):
+            return message.handle
+        return ReceiptHandle.parse(message) if isinstance(message, str) else message
+
+    def delete(self, message: ReceivedMessage | ReceiptHandle | str) -> None:
+        """Removes a received message for good; durable when this returns. One that is gone already is fine.
+
+        Raises ReceiptHandleExpired when it was received again since."""
+        self._settle(self._deletes, [self._handle(message)], 0)
+
+    def delete_many(self, messages: Iterable[ReceivedMessage | ReceiptHandle | str]) -> None:
+        """Removes received messages; raises the first refusal, after all others were removed."""
+        self._settle(self._deletes, [self._handle(message) for message in messages], 0)
+
+    def change_visibility(self, message: ReceivedMessage | ReceiptHandle | str, seconds: float) -> None:
+        """Hides a message in flight for another `seconds` from now; 0 makes it visible at once.
+
+        Raises MessageNotInFlight when its visibility timeout is over."""
+        self._settle(self._changes, [self._handle(message)], round(seconds * 1000))
+
+    def change_visibility_many(self, messages: Iterable[ReceivedMessage | ReceiptHandle | str], seconds: float) -> None:
+        """The same for many; raises the first refusal, after all others were changed."""
+        self._settle(self._changes, [self._handle(message) for message in messages], round(seconds * 1000))
+
+    def _settle(self, settler: Settler, handles: list[ReceiptHandle], timeout_ms: int) -> None:
+        if not handles:
+            return
+        batch, places = settler.join(handles, timeout_ms)
+        batch.done.wait()
+        if batch.error is not None or batch.failures:
+            for place, bit in places:
+                batch.check(place, bit)
+
+    # Looking
+
+    def peek(self, limit: int = 10, *, state: str = "any") -> list[PeekedMessage]:
+        """Looks at messages without receiving them; `state`: any, visible, in_flight or delayed."""
+        reply = cast(wire.PeekReply, self._link.call(wire.PeekMessages(self.name, state, limit)))
+        return [PeekedMessage.of(message) for message in reply.messages]
+
+    def browse(self, *, state: str = "any", page: int = 100) -> Iterator[PeekedMessage]:
+        """All messages, page by page, without receiving them."""
+        after = b""
+        while True:
+            reply = cast(wire.PeekReply, self._link.call(wire.PeekMessages(self.name, state, page, after)))
+            for message in reply.messages:
+                yield PeekedMessage.of(message)
+            after = reply.after
+            if not after:
+                return
+
+    def describe(self) -> QueueInfo:
+        """Settings, tags and exact counts."""
+        return QueueInfo.of(cast(wire.QueueDescription, self._link.call(wire.QueueName(self.name), "DescribeQueue")))
+
+    # Changing the queue
+
+    def set(self, **settings: Any) -> QueueInfo:
+        """Changes settings, named as in Client.create_queue; None resets one to its default."""
+        request = wire.SetQueueSettings(self.name, settings_to_wire(settings))
+        return QueueInfo.of(cast(wire.QueueDescription, self._link.call(request)))
+
+    def tag(self, **tags: str) -> None:
+        """Adds or replaces tags."""
+        self._link.call(wire.TagQueue(self.name, [wire.Tag(key, value) for key, value in tags.items()]))
+
+    def untag(self, *keys: str) -> None:
+        """Removes tags."""
+        self._link.call(wire.UntagQueue(self.name, list(keys)))
+
+    def purge(self) -> int:
+        """Deletes all messages, also those in flight and delayed; returns how many."""
+        return cast(wire.PurgeReply, self._link.call(wire.QueueName(self.name), "PurgeQueue")).messages
+
+    def delete_queue(self) -> None:
+        """Deletes the queue with everything in it."""
+        self._link.call(wire.QueueName(self.name), "DeleteQueue")
+
+    # Dead letters
+
+    def dead_letter_sources(self) -> list[str]:
+        """The queues that use this one as their dead-letter queue."""
+        return cast(wire.QueueNames, self._link.call(wire.QueueName(self.name), "ListDeadLetterSources")).queues
+
+    def redrive(self, destination: str = "", *, messages_per_second: int = 0) -> MoveTask:
+        """Moves this dead-letter queue's visible messages to `destination`, or each to the queue it came from.
+
+        Returns at once; the task goes on in the broker, also across restarts: see MoveTask."""
+        request = wire.StartMoveTask(self.name, getattr(destination, "name", destination), messages_per_second)
+        return MoveTask(self, cast(wire.MoveTask, self._link.call(request)))
+
+    def move_tasks(self, limit: int = 10) -> list[MoveTask]:
+        """The newest move tasks from this queue, newest first."""
+        reply = cast(wire.MoveTasks, self._link.call(wire.ListMoveTasks(self.name, limit)))
+        return [MoveTask(self, task) for task in reply.tasks]
+
+
+class MoveTask:
+    """A running or ended move of dead-lettered messages. `status` is as of the last look."""
+
+    def __init__(self, queue: Queue, status: wire.MoveTask) -> None:
+        self._queue = queue
+        self.status = status
+
+    @property
+    def is_running(self) -> bool:
+        """Whether it was still going on at the last look."""
+        return self.status.state in ("RUNNING", "CANCELLING")
+
+    @property
+    def moved(self) -> int:
+        """Messages moved so far."""
+        return self.status.moved
+
+    def refresh(self) -> None:
+        """Looks again."""
+        for task in self._queue.move_tasks():
+            if task.status.task_id == self.status.task_id:
+                self.status = task.status
+
+    def wait(self, poll_seconds: float = 0.1) -> int:
+        """Waits until it has ended; returns how many messages were moved. A failed task raises PenstockError with the reason."""
+        while self.is_running:
+            backend.sleep(poll_seconds)
+            self.refresh()
+        if self.status.state == "FAILED":
+            raise PenstockError(f"move task {self.status.task_id} failed: {self.status.failure}")
+        return self.status.moved
+
+    def cancel(self) -> None:
+        """Stops it; what was moved stays moved."""
+        self.status = cast(wire.MoveTask, self._queue._link.call(wire.MoveTaskId(self.status.task_id)))

@@ -1,0 +1,322 @@
+"""What the SDK hands out and takes in: messages, receipts, descriptions. No I/O."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import struct
+import uuid
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from penstock_protocol import queue_messages as wire
+
+_HANDLE = struct.Struct(">16sQH")
+
+AttributeValue = str | bytes | int | float
+"""A message attribute in Python: text, binary or a number."""
+
+
+def attributes_to_wire(attributes: Mapping[str, AttributeValue | wire.Attribute]) -> list[wire.Attribute]:
+    """Python values become String, Binary or Number attributes; wire.Attribute gives any other type."""
+    result = []
+    for name, value in attributes.items():
+        if isinstance(value, wire.Attribute):
+            result.append(value)
+        elif isinstance(value, bytes):
+            result.append(wire.Attribute(name, "Binary", value))
+        elif isinstance(value, str):
+            result.append(wire.Attribute(name, "String", value))
+        else:
+            result.append(wire.Attribute(name, "Number", str(value)))
+    return result
+
+
+def attributes_from_wire(attributes: list[wire.Attribute] | None) -> dict[str, AttributeValue]:
+    """Numbers become int or float, the rest text or bytes."""
+    result: dict[str, AttributeValue] = {}
+    for attribute in attributes or ():
+        value: AttributeValue = attribute.value
+        if attribute.type.startswith("Number") and isinstance(value, str):
+            try:
+                value = int(value)
+            except ValueError:
+                value = float(value)
+        result[attribute.name] = value
+    return result
+
+
+def _time(milliseconds: int) -> datetime:
+    return datetime.fromtimestamp(milliseconds / 1000, UTC)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class SentMessage:
+    """A message the broker has stored. `sequence` ascends within the queue; `log` names the queue's log for ever."""
+
+    log: int
+    sequence: int
+
+    @property
+    def message_id(self) -> str:
+        """Its id, as a UUID's text."""
+        return message_id_text(self.log.to_bytes(8, "big") + self.sequence.to_bytes(8, "big"))
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class OutgoingMessage:
+    """One message of a batch with its properties; see Queue.send."""
+
+    body: bytes | str
+    attributes: Mapping[str, AttributeValue | wire.Attribute] | None = None
+    delay_seconds: float | None = None
+    group: str | None = None
+    deduplication_id: str | None = None
+    trace: str | None = None
+
+
+def message_id_text(raw: bytes) -> str:
+    """16 bytes as a UUID's text."""
+    return str(uuid.UUID(bytes=raw))
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ReceiptHandle:
+    """Names one received message: the receipt of its delivery, its segment and its index there."""
+
+    receipt: bytes
+    first: int
+    index: int
+
+    def __str__(self) -> str:
+        return base64.urlsafe_b64encode(_HANDLE.pack(self.receipt, self.first, self.index)).decode().rstrip("=")
+
+    @classmethod
+    def parse(cls, text: str) -> ReceiptHandle:
+        """The handle of its text form. ReceiptHandleInvalid when it is none."""
+        from penstock_protocol.errors import ReceiptHandleInvalid
+
+        try:
+            raw = base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
+            return cls(*_HANDLE.unpack(raw))
+        except (ValueError, struct.error) as error:
+            raise ReceiptHandleInvalid(f"{text[:60]!r} is not a receipt handle") from error
+
+
+class ReceivedMessage:
+    """A received message. Everything but `body` is worked out when asked for, so that receiving many is cheap."""
+
+    __slots__ = ("_delivery", "_log", "_place", "_queue", "body")
+
+    def __init__(self, queue: Any, log: int, delivery: wire.Delivery, place: int) -> None:
+        self._queue = queue
+        self._log = log
+        self._delivery = delivery
+        self._place = place
+        self.body: bytes = delivery.bodies[place]
+
+    def _column(self, name: str) -> Any:
+        column = getattr(self._delivery, name)
+        return None if column is None else column[self._place]
+
+    @property
+    def index(self) -> int:
+        """Its index in its segment."""
+        indexes = self._delivery.indexes
+        return indexes + self._place if isinstance(indexes, int) else indexes[self._place]
+
+    @property
+    def text(self) -> str:
+        """The body as UTF-8 text; UnicodeDecodeError when it is none."""
+        return self.body.decode()
+
+    @property
+    def attributes(self) -> dict[str, AttributeValue]:
+        """Its attributes."""
+        return attributes_from_wire(self._column("attributes"))
+
+    @property
+    def group(self) -> str | None:
+        """Its message group."""
+        value: str | None = self._column("groups")
+        return value
+
+    @property
+    def deduplication_id(self) -> str | None:
+        """Its deduplication id, given or computed."""
+        value: str | None = self._column("deduplication_ids")
+        return value
+
+    @property
+    def trace(self) -> str | None:
+        """The trace context it was sent with."""
+        value: str | None = self._column("traces")
+        return value
+
+    @property
+    def dead_letter_source(self) -> str | None:
+        """The queue it was dead-lettered from."""
+        value: str | None = self._column("sources")
+        return value
+
+    @property
+    def sequence(self) -> int:
+        """Its sequence number in the queue."""
+        return self._delivery.first + self.index
+
+    @property
+    def message_id(self) -> str:
+        """Its id."""
+        origin = self._column("origins")
+        return message_id_text(origin or self._log.to_bytes(8, "big") + self.sequence.to_bytes(8, "big"))
+
+    @property
+    def receive_count(self) -> int:
+        """How often it was received, this time included."""
+        return self._delivery.receive_count
+
+    @property
+    def sent_at(self) -> datetime:
+        """When it was sent."""
+        sent = self._delivery.sent_ms
+        return _time(sent if isinstance(sent, int) else sent[self._place])
+
+    @property
+    def first_received_at(self) -> datetime:
+        """When it was received for the first time."""
+        return _time(self._delivery.first_received_ms)
+
+    @property
+    def handle(self) -> ReceiptHandle:
+        """What deletes it or changes its visibility."""
+        return ReceiptHandle(self._delivery.receipt, self._delivery.first, self.index)
+
+    @property
+    def receipt_handle(self) -> str:
+        """The handle as text, for another process."""
+        return str(self.handle)
+
+    def __repr__(self) -> str:
+        return f"<Message {self.message_id} of {len(self.body)} bytes, received {self.receive_count} times>"
+
+
+def receipts_of(handles: list[ReceiptHandle]) -> tuple[list[wire.Receipt], list[tuple[int, int]]]:
+    """Merges handles of the same delivery and segment into one receipt each. The second list says, for each handle, its
+    receipt's place and its bit."""
+    masks: dict[tuple[bytes, int], int] = {}
+    order: dict[tuple[bytes, int], int] = {}
+    places = []
+    for handle in handles:
+        key = (handle.receipt, handle.first)
+        if key not in masks:
+            order[key] = len(masks)
+            masks[key] = 0
+        bit = 1 << handle.index
+        masks[key] |= bit
+        places.append((order[key], bit))
+    receipts = [
+        wire.Receipt(receipt, first, mask.to_bytes((mask.bit_length() + 7) // 8, "little"))
+        for (receipt, first), mask in masks.items()
+    ]
+    return receipts, places
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class QueueInfo:
+    """A queue as it is: all settings (wire names, ms and bytes), tags, and counts."""
+
+    name: str
+    arn: str
+    created_at: datetime
+    modified_at: datetime
+    settings: dict[str, Any]
+    tags: dict[str, str]
+    visible: int
+    in_flight: int
+    delayed: int
+    size_bytes: int
+    oldest_age_seconds: float | None
+
+    @property
+    def messages(self) -> int:
+        """All messages: visible, in flight and delayed."""
+        return self.visible + self.in_flight + self.delayed
+
+    @classmethod
+    def of(cls, description: wire.QueueDescription) -> QueueInfo:
+        """From its wire form."""
+        oldest = description.oldest_ms
+        return cls(
+            description.queue,
+            description.arn,
+            _time(description.created_ms),
+            _time(description.modified_ms),
+            {setting.name: setting.value for setting in description.settings},
+            {tag.key: tag.value for tag in description.tags},
+            description.visible,
+            description.in_flight,
+            description.delayed,
+            description.bytes,
+            None if oldest is None else max(0.0, (description.now_ms - oldest) / 1000),
+        )
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class PeekedMessage:
+    """A message as it lies in the queue; `state` is visible, in_flight or delayed."""
+
+    message_id: str
+    sequence: int
+    state: str
+    sent_at: datetime
+    visible_at: datetime | None
+    receive_count: int
+    body: bytes
+    attributes: dict[str, AttributeValue]
+    group: str | None
+    deduplication_id: str | None
+    dead_letter_source: str | None
+
+    @classmethod
+    def of(cls, message: wire.PeekedMessage) -> PeekedMessage:
+        """From its wire form."""
+        return cls(
+            message_id_text(message.message_id),
+            message.sequence,
+            message.state,
+            _time(message.sent_ms),
+            _time(message.visible_at_ms) if message.visible_at_ms else None,
+            message.receive_count,
+            message.body,
+            attributes_from_wire(message.attributes),
+            message.group,
+            message.deduplication_id,
+            message.source,
+        )
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class AccessKeyInfo:
+    """An access key; `secret` only right after its creation."""
+
+    key_id: str
+    secret: str
+    role: str
+    description: str
+    created_at: datetime
+
+
+_DURATIONS = {"visibility_timeout", "delay", "retention", "receive_wait"}
+
+
+def settings_to_wire(settings: Mapping[str, Any]) -> list[wire.Setting]:
+    """Python settings to wire settings: visibility_timeout, delay, retention and receive_wait are seconds; a queue object as
+    dead_letter_queue becomes its name; everything else goes as it is."""
+    result = []
+    for name, value in settings.items():
+        if name in _DURATIONS:
+            result.append(wire.Setting(f"{name}_ms", None if value is None else round(value * 1000)))
+        else:
+            result.append(wire.Setting(name, value if value is None else getattr(value, "name", value)))
+    return result
