@@ -128,7 +128,7 @@ class Broker:
     async def _guarded(self, function: Callable[..., Any], *arguments: Any) -> None:
         try:
             await function(*arguments)
-        except Exception:  # noqa: BLE001 - the edge of a background service
+        except Exception:
             self.counters.background_errors[function.__name__] += 1
             log.exception("background task failed", task=function.__name__)
             for argument in arguments:

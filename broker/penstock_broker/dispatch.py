@@ -49,7 +49,7 @@ class Dispatcher:
             self._start(self._handle_later, call, message, wait)
         except PenstockError as error:
             call.fail(error)
-        except Exception:  # noqa: BLE001 - a defect costs its request, not the connection or the broker
+        except Exception:
             log.exception("request failed", operation=call.operation.name)
             self._lane.distrust()
             call.fail(InternalError())

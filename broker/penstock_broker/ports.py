@@ -38,7 +38,7 @@ async def in_thread(function: Callable[..., T], *arguments: Any) -> T:
     """Runs it in a worker thread and waits until it ends, whatever is cancelled meanwhile."""
     with trio.CancelScope(shield=True):
         result = await trio.to_thread.run_sync(function, *arguments, abandon_on_cancel=False)
-    return result
+    return result  # noqa: RET504 - a scope might swallow, says the type checker
 
 
 def real_ports() -> Ports:

@@ -100,7 +100,7 @@ class Session:
                     self._to_write.set()
         except* (trio.BrokenResourceError, trio.ClosedResourceError):
             pass  # the peer is gone: nothing to tell, nothing to keep
-        except* Exception as group:  # noqa: BLE001 - the one place where a connection's failure stays its own
+        except* Exception as group:
             self._counters.connections_failed[InternalError.__name__] += 1
             log.exception("connection failed", exc_info=group, client=self._hello.client if self._hello else None)
         finally:

@@ -124,9 +124,9 @@ class SendMessages(Message):
     `delays_ms`: nil elements take the queue's delay. `groups`: the message group of a FIFO queue, the tenant of a
     standard one. `deduplication_ids`: FIFO only. `traces`: a trace context that is no attribute and not counted.
 
-    `sequence` (from 1, ascending per producer) makes the send idempotent: the same producer and sequence again answers what was answered the
-    first time. 0: not idempotent. `acknowledged`: every lower sequence of this producer has been answered, so the
-    broker may forget it."""
+    `sequence` (from 1, ascending per producer) makes the send idempotent: the same producer and sequence again answers
+    what was answered the first time. 0: not idempotent. `acknowledged`: every lower sequence of this producer has been
+    answered, so the broker may forget it."""
 
     queue: str
     bodies: list[bytes]
@@ -185,8 +185,9 @@ class Delivery(Message):
     """Messages of one segment, received together the same number of times.
 
     `receipt` (16 bytes) with `first` and an index is what deletes one. `indexes` is the lowest index when the messages
-    are consecutive, else the list. `sent_ms` is one time for all or a column. The other columns are as in SendMessages; `sources` names the
-    queue that a dead-letter queue's message came from; `origins` the message ids of moved messages (nil: derived from the sequence number)."""
+    are consecutive, else the list. `sent_ms` is one time for all or a column. The other columns are as in SendMessages;
+    `sources` names the queue that a dead-letter queue's message came from; `origins` the message ids of moved messages
+    (nil: derived from the sequence number)."""
 
     receipt: bytes
     first: int
@@ -321,9 +322,8 @@ class Credit(Message):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class StartMoveTask(Message):
-    """Moves the visible messages of dead-letter queue `source` to `destination`, or, when that is empty, each to the queue it came from.
-
-    `messages_per_second` 0: as fast as possible."""
+    """Moves the visible messages of dead-letter queue `source` to `destination`, or, when that is empty, each to the
+    queue it came from. `messages_per_second` 0: as fast as possible."""
 
     source: str
     destination: str = ""

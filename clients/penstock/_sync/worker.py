@@ -36,7 +36,8 @@ class Worker:
     """Works off a queue: `concurrency` messages at a time are handed to `handler`; one that returns is deleted, one that raises
     is released and comes back after `backoff`, until the queue's dead-letter setting takes it away.
 
-    While a handler runs, its message's visibility is renewed at half of `visibility_timeout`, so work may take as long as it takes.
+    While a handler runs, its message's visibility is renewed at half of `visibility_timeout`, so work may take as long as
+    it takes.
 
         >>> def handle(message):
         ...     print(message.text)
