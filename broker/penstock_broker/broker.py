@@ -18,9 +18,10 @@ from typing import Any
 import structlog
 import trio
 from penstock_protocol.codec import Message
-from penstock_protocol.errors import InternalError
+from penstock_protocol.errors import InternalError, PenstockError
 from penstock_protocol.session_messages import Empty
 from penstock_storage.interface import Fenced, Store, StoreError
+from penstock_storage.slots import SLOTS
 
 from penstock_broker.access import Keyring
 from penstock_broker.call import Call
@@ -68,12 +69,29 @@ class Broker:
         self.catalog = QueueCatalog()
         self.sessions: set[Session] = set()
         self.ready = False
+        self.budget = Budget(options.content_bytes)
+        self.slots_owned = SLOTS
+
+    def now_ms(self) -> int:
+        """The broker's clock."""
+        return self._ports.now_ms()
+
+    def not_ready_because(self) -> str | None:
+        """Why this broker does not serve; None when it does."""
+        if not self.ready:
+            return "stopping"
+        return None if self.lane.is_healthy else "the store does not answer"
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether it serves."""
+        return self.not_ready_because() is None
 
     async def load(self) -> None:
         """Takes the slots and loads what there is. StoreError when the store does not play along."""
         store, ports, options = self._store, self._ports, self._options
         secret = await ports.in_thread(store.cluster_secret)
-        self.queues = QueueService(store, self.catalog, ports, self.counters, secret, Budget(options.content_bytes), self._start)
+        self.queues = QueueService(store, self.catalog, ports, self.counters, secret, self.budget, self._start)
         self.lane = self.queues.lane = Lane(
             store,
             ports,
@@ -141,6 +159,19 @@ class Broker:
         self._start(self._sweep)
         self.moves.resume()
         self.ready = True
+
+    def warm_up(self) -> None:
+        """Loads every queue in the background, one by one: then all of them have metrics."""
+        self._start(self._load_all)
+
+    async def _load_all(self) -> None:
+        for record in self.catalog:
+            if self.catalog.get(record.place, record.name) is None:
+                continue
+            try:
+                await self.queues.load(record)
+            except PenstockError as error:
+                log.warning("queue not loaded", queue=record.name, error=str(error))
 
     async def _sweep(self) -> None:
         """Removes what was purged or deleted, a little at a time; sleeps while there is nothing."""

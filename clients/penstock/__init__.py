@@ -15,11 +15,12 @@ from penstock_protocol.queue_messages import Attribute
 from penstock._async.client import AsyncClient
 from penstock._async.consumer import AsyncConsumer
 from penstock._async.queue import AsyncMessage, AsyncMoveTask, AsyncQueue
-from penstock._async.worker import AsyncWorker, Backoff
+from penstock._async.worker import AsyncWorker
 from penstock._sync.client import Client
 from penstock._sync.consumer import Consumer
 from penstock._sync.queue import Message, MoveTask, Queue
 from penstock._sync.worker import Worker
+from penstock.backoff import Backoff
 from penstock.errors import PenstockError, SendFailed
 from penstock.types import (
     AccessKeyInfo,

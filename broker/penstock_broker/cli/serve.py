@@ -1,0 +1,244 @@
+"""`penstock serve`: puts configuration, store, broker and doors together, and turns what can go wrong at the start into
+a sentence and an exit code."""
+
+from __future__ import annotations
+
+import errno
+import functools
+import ipaddress
+import socket
+import ssl
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+import structlog
+import trio
+from penstock_storage.interface import Fenced, SchemaTooNew, Store, StoreError, StoreFull, StoreLocked
+from penstock_storage.sql import SqlStore
+
+from penstock_broker import config as configuration
+from penstock_broker import logs
+from penstock_broker.access import load_sealing_key
+from penstock_broker.broker import Broker, BrokerOptions
+from penstock_broker.cli.exits import Exit
+from penstock_broker.cli.output import fail
+from penstock_broker.config import OPTIONS, Config, ConfigurationError
+from penstock_broker.http import serve_endpoint
+from penstock_broker.ports import real_ports
+from penstock_broker.process import harden
+from penstock_broker.server import ServerOptions, run_server
+from penstock_broker.session import SessionLimits
+from penstock_broker.tls import make_context
+
+log = structlog.get_logger()
+
+
+def broker_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """A flag for every option of the table."""
+    for option in reversed(OPTIONS):
+        text = f"{option.help} \\[{option.variable}; default {option.default!r}]".replace("\\[", "[")
+        if option.default is False:
+            command = click.option(option.flag, option.name, is_flag=True, default=None, help=text)(command)
+        else:
+            command = click.option(option.flag, option.name, default=None, metavar="…", help=text)(command)
+    return click.option("--config", "config_file", default=None, metavar="FILE", help="TOML file. [PENSTOCK_CONFIG]")(command)
+
+
+def load_or_fail(flags: dict[str, Any], config_file: str | None) -> Config:
+    """The configuration, or the end of the process."""
+    try:
+        return configuration.load(flags, file=config_file)
+    except ConfigurationError as error:
+        fail(str(error), Exit.USAGE, "penstock serve --help lists every setting")
+        raise
+
+
+def store_url(config: Config) -> str:
+    """The URL of the store; makes the data folder of the embedded one."""
+    if config.store:
+        return str(config.store)
+    folder = Path(config.data).expanduser().resolve()
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        code = Exit.DISK_FULL if error.errno == errno.ENOSPC else Exit.STORE_UNREACHABLE
+        fail(f"data folder {folder}: {error.strerror}", code)
+    return f"sqlite:///{folder / 'penstock.db'}"
+
+
+def open_store(config: Config) -> Store:
+    """The store, or the end of the process with a sentence and an exit code."""
+    url = store_url(config)
+    try:
+        return SqlStore.open(url)
+    except StoreLocked as error:
+        fail(str(error), Exit.STORE_LOCKED, "One broker at a time. Use another --data, or stop the other one.")
+    except SchemaTooNew as error:
+        fail(str(error), Exit.SCHEMA_TOO_NEW, "Start it with the newer Penstock that wrote it.")
+    except StoreFull as error:
+        fail(str(error), Exit.DISK_FULL, "Make room, then start again. Nothing acknowledged is lost.")
+    except StoreError as error:
+        fail(str(error), Exit.STORE_UNREACHABLE, "Is the address right, the server running, the login allowed?")
+    except ValueError as error:
+        fail(f"store = {url.split('@')[-1]!r}: {error}", Exit.USAGE)
+    except ModuleNotFoundError as error:
+        fail(f"the store needs {error.name}", Exit.USAGE, "pip install 'penstock[postgresql]'")
+    raise AssertionError("unreachable")
+
+
+def sealing_key(config: Config) -> bytes:
+    """The key that secrets at rest are sealed with."""
+    path = Path(config.key_file) if config.key_file else Path(config.data).expanduser() / "sealing.key"
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return load_sealing_key(path)
+    except (OSError, ValueError) as error:
+        code = Exit.DISK_FULL if isinstance(error, OSError) and error.errno == errno.ENOSPC else Exit.USAGE
+        fail(f"key file {path}: {error}", code)
+        raise
+
+
+def is_loopback(host: str) -> bool:
+    """Whether every address of the host is this machine's own."""
+    try:
+        found = {entry[4][0] for entry in socket.getaddrinfo(host, None)}
+    except OSError:
+        return False
+    return bool(found) and all(ipaddress.ip_address(str(address).split("%")[0]).is_loopback for address in found)
+
+
+@click.command()
+@broker_options
+def serve(config_file: str | None, **flags: Any) -> None:
+    """Run a broker.
+
+    Without arguments: on this machine's loopback address, with its data in ./data (SQLite). SIGTERM stops it gracefully,
+    a second one at once; SIGHUP reads the configuration file again and takes up log settings and TLS certificates.
+    """
+    config = load_or_fail(flags, config_file)
+    logs.set_up(config.log_format, config.log_level)
+    harden()
+    host, port = configuration.split_address(config.listen)
+    store = open_store(config)
+    try:
+        key = sealing_key(config)
+        has_keys = bool(store.load_credentials())
+        if not is_loopback(host) and not has_keys and not config.insecure:
+            where = f"--store {config.store!r}" if config.store else f"--data {config.data!r}"
+            fail(
+                f"{config.listen} is not a loopback address, and there are no access keys: everybody could do everything",
+                Exit.USAGE,
+                f"Create one first: penstock key create --role admin {where}   (or accept the risk: --insecure)",
+            )
+        if not is_loopback(host) and not config.tls_cert:
+            log.warning("clients connect without TLS", listen=config.listen)
+        tls = _tls(config)
+        _run(config, store, key, tls, host, port, flags, config_file)
+    finally:
+        store.close()
+
+
+def _tls(config: Config) -> ssl.SSLContext | None:
+    if not config.tls_cert:
+        return None
+    try:
+        return make_context(config.tls_cert, config.tls_key, config.tls_client_ca)
+    except (OSError, ssl.SSLError) as error:
+        fail(f"TLS: {config.tls_cert} / {config.tls_key}: {error}", Exit.USAGE)
+        raise
+
+
+def _run(
+    config: Config,
+    store: Store,
+    key: bytes,
+    tls: ssl.SSLContext | None,
+    host: str,
+    port: int,
+    flags: dict[str, Any],
+    config_file: str | None,
+) -> None:
+    broker_settings = BrokerOptions(
+        node=config.node,
+        address=config.listen,
+        account=config.account,
+        region=config.region,
+        content_bytes=config.memory_bytes,
+        session=SessionLimits(max_frame_bytes=config.max_frame_bytes),
+    )
+    door = ServerOptions(host, port, tls, config.max_connections, config.drain_seconds)
+
+    def started(broker: Broker, actual_port: int) -> None:
+        scheme = "penstock" if tls is None else "penstocks"
+        shown = f"[{host}]" if ":" in host else host
+        log.info("listening", url=f"{scheme}://{shown}:{actual_port}", store=store_url(config).split("@")[-1])
+        if config.log_format == "human":
+            _greet(f"{scheme}://{shown}:{actual_port}", config.metrics, actual_port != 4567)
+
+    def reload(broker: Broker) -> None:
+        try:
+            new = configuration.load(flags, file=config_file)
+        except ConfigurationError as error:
+            log.error("configuration not reloaded", error=str(error))
+            return
+        logs.set_up(new.log_format, new.log_level)
+        if tls is not None:
+            try:
+                tls.load_cert_chain(new.tls_cert, new.tls_key)
+            except (OSError, ssl.SSLError) as error:
+                log.error("certificates not reloaded", error=str(error))
+                return
+        log.info("configuration reloaded", taken_up=configuration.RELOADABLE)
+
+    async def beside(broker: Broker) -> None:
+        broker.warm_up()
+        if config.metrics:
+            await serve_endpoint(broker, store, config.metrics, config.metrics_max_queues)
+
+    run = functools.partial(
+        run_server, store, real_ports(), broker_settings, door, key, beside=beside, on_reload=reload, started=started
+    )
+    try:
+        trio.run(run)
+    except* Fenced:
+        fail("another broker has taken over this one's slots", Exit.FENCED)
+    except* StoreFull as group:
+        fail(str(group.exceptions[0]), Exit.DISK_FULL, "Make room, then start again. Nothing acknowledged is lost.")
+    except* StoreError as group:
+        fail(str(group.exceptions[0]), Exit.STORE_UNREACHABLE)
+    except* OSError as group:
+        error: BaseException = group
+        while isinstance(error, BaseExceptionGroup):
+            error = error.exceptions[0]
+        fail(f"cannot listen on {config.listen} (metrics: {config.metrics or 'nowhere'}): {error}", Exit.ADDRESS_IN_USE)
+
+
+def _greet(url: str, metrics: str, other_port: bool) -> None:
+    option = f" --url {url}" if other_port else ""
+    lines = [
+        "",
+        f"  Penstock listens on {url}" + (f", metrics on http://{metrics}/metrics" if metrics else ""),
+        "  Try it, in another terminal:",
+        "",
+        f"    penstock queue create jobs{option}",
+        f"    penstock queue send jobs 'hello'{option}",
+        f"    penstock queue receive jobs --delete{option}",
+        "",
+    ]
+    sys.stderr.write("\n".join(lines) + "\n")
+    sys.stderr.flush()
+
+
+@click.command("config")
+@broker_options
+def show_config(config_file: str | None, **flags: Any) -> None:
+    """Show the configuration that `serve` would run with, and where each value comes from."""
+    config = load_or_fail(flags, config_file)
+    for option in OPTIONS:
+        value = config.values[option.name]
+        if option.name == "store" and "@" in str(value):
+            value = "…@" + str(value).rpartition("@")[2]
+        click.echo(f"{option.name} = {value!r}  # {config.origins[option.name]}")

@@ -1,0 +1,157 @@
+"""Metrics for Prometheus, made from plain counters when somebody asks: nothing is paid per message.
+
+Labels come from closed sets, but for queue names: at most `max_queues` have series of their own, the rest is summed up as
+`__other__`. A queue that is loaded again after a failed commit starts its counters anew; Prometheus takes that for a reset.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Final
+
+from penstock_storage.interface import Store
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+
+from penstock_broker.broker import Broker
+from penstock_broker.counters import Histogram
+
+OTHER: Final = "__other__"
+
+_COUNTERS: Final = (
+    ("sent", "sent_messages", "Messages sent to the queue"),
+    ("sent_bytes", "sent_bytes", "Bytes of messages sent to the queue"),
+    ("received", "received_messages", "Messages received from the queue, every receive counts"),
+    ("received_bytes", "received_bytes", "Bytes of messages received from the queue"),
+    ("deleted", "deleted_messages", "Messages deleted by consumers"),
+    ("redriven", "redriven_messages", "Messages moved back out of this dead-letter queue"),
+    ("dead_lettered", "dead_lettered_messages", "Messages moved from this queue to its dead-letter queue"),
+    ("expired", "expired_messages", "Messages dropped at the end of their retention"),
+    ("deduplicated", "deduplicated_messages", "Sends that repeated a deduplication id"),
+    ("empty_receives", "empty_receives", "Receives that found nothing in time"),
+)
+
+
+class BrokerCollector(Collector):
+    """Everything about one broker."""
+
+    def __init__(self, broker: Broker, store: Store, max_queues: int) -> None:
+        self._broker = broker
+        self._store = store
+        self._max_queues = max_queues
+
+    def collect(self) -> Iterable[Metric]:
+        """The samples of this moment."""
+        yield from self._queues()
+        yield from self._requests()
+        yield from self._store_metrics()
+
+    def _queues(self) -> Iterable[Metric]:
+        broker = self._broker
+        labels = ["account", "region", "queue"]
+        messages = GaugeMetricFamily("penstock_queue_messages", "Messages by state", labels=[*labels, "state"])
+        size = GaugeMetricFamily("penstock_queue_bytes", "Bytes of messages in the queue", labels=labels)
+        age = GaugeMetricFamily(
+            "penstock_queue_oldest_message_age_seconds", "Age of the oldest message", labels=labels, unit="seconds"
+        )
+        waiters = GaugeMetricFamily("penstock_queue_waiters", "Waiting receives and consumers", labels=labels)
+        counters = [CounterMetricFamily(f"penstock_queue_{name}", text, labels=labels) for _, name, text in _COUNTERS]
+        now_ms = broker.now_ms()
+        rest = {"visible": 0, "in_flight": 0, "delayed": 0, "bytes": 0}
+        rest_counts = [0] * len(_COUNTERS)
+        runtimes = sorted(broker.queues.runtimes.values(), key=lambda runtime: runtime.record.resource_id)
+        for place, runtime in enumerate(runtimes):
+            queue, record = runtime.queue, runtime.record
+            states = {"visible": queue.visible, "in_flight": queue.in_flight, "delayed": queue.delayed}
+            if place >= self._max_queues:
+                for state, count in states.items():
+                    rest[state] += count
+                rest["bytes"] += queue.size_bytes
+                for number, (attribute, _, _) in enumerate(_COUNTERS):
+                    rest_counts[number] += getattr(queue.counters, attribute)
+                continue
+            names = [record.place.account, record.place.region, record.name]
+            for state, count in states.items():
+                messages.add_metric([*names, state], count)
+            size.add_metric(names, queue.size_bytes)
+            oldest = queue.oldest_ms
+            age.add_metric(names, 0 if oldest is None else max(0, now_ms - oldest) / 1000)
+            waiters.add_metric(names, len(runtime.waiters) + len(runtime.consumers))
+            for family, (attribute, _, _) in zip(counters, _COUNTERS, strict=True):
+                family.add_metric(names, getattr(queue.counters, attribute))
+        if len(runtimes) > self._max_queues:
+            names = ["", "", OTHER]
+            for state in ("visible", "in_flight", "delayed"):
+                messages.add_metric([*names, state], rest[state])
+            size.add_metric(names, rest["bytes"])
+            for family, count in zip(counters, rest_counts, strict=True):
+                family.add_metric(names, count)
+        known = GaugeMetricFamily("penstock_queues", "Queues that exist")
+        known.add_metric([], len(broker.catalog))
+        loaded = GaugeMetricFamily("penstock_queues_loaded", "Queues in memory: the others have no series yet")
+        loaded.add_metric([], len(runtimes))
+        yield from (messages, size, age, waiters, *counters, known, loaded)
+
+    def _requests(self) -> Iterable[Metric]:
+        counters = self._broker.counters
+        requests = CounterMetricFamily("penstock_requests", "Requests answered", labels=["operation", "result"])
+        for (operation, result), count in sorted(counters.requests.items()):
+            requests.add_metric([operation, result], count)
+        yield requests
+        yield _gauge("penstock_connections", "Open connections", counters.connections)
+        yield _counter("penstock_connections_opened", "Connections accepted", counters.connections_opened)
+        closed = CounterMetricFamily(
+            "penstock_connections_failed", "Connections the broker closed because of an error", labels=["reason"]
+        )
+        for reason, count in sorted(counters.connections_failed.items()):
+            closed.add_metric([reason], count)
+        yield closed
+        yield _counter("penstock_received_bytes", "Bytes read from clients", counters.bytes_in)
+        yield _counter("penstock_transmitted_bytes", "Bytes written to clients", counters.bytes_out)
+        defects = CounterMetricFamily("penstock_background_errors", "Defects caught in background tasks", labels=["task"])
+        for task, count in sorted(counters.background_errors.items()):
+            defects.add_metric([task], count)
+        yield defects
+
+    def _store_metrics(self) -> Iterable[Metric]:
+        broker = self._broker
+        counters, lane, budget = broker.counters, broker.lane, broker.budget
+        commits = CounterMetricFamily("penstock_store_commits", "Commits by outcome", labels=["outcome"])
+        for outcome in ("ok", "failed", "unknown", "full", "fenced"):
+            commits.add_metric([outcome], counters.commits[outcome])
+        yield commits
+        yield _histogram("penstock_store_commit_seconds", "Time a commit took", counters.commit_seconds)
+        yield _histogram("penstock_store_commit_requests", "Requests one commit answered", counters.commit_requests)
+        yield _counter("penstock_store_loads", "Pages and queues loaded from the store", counters.loads)
+        yield _counter("penstock_store_load_errors", "Loads that failed", counters.load_errors)
+        yield _gauge("penstock_store_quarantined_rows", "Corrupt rows met since the start", self._store.quarantined)
+        yield _gauge("penstock_memory_content_bytes", "Message content in memory", budget.used_bytes)
+        yield _gauge("penstock_memory_content_limit_bytes", "Most message content in memory", budget.limit_bytes)
+        incarnation = lane.incarnation
+        yield _gauge("penstock_incarnation", "Incarnation of this broker; 0 without", incarnation.number if incarnation else 0)
+        yield _gauge("penstock_slots_owned", "Slots this broker owns", broker.slots_owned if incarnation else 0)
+        yield _gauge("penstock_ready", "Whether this broker serves", int(broker.is_ready))
+
+
+def _gauge(name: str, text: str, value: float) -> Metric:
+    family = GaugeMetricFamily(name, text)
+    family.add_metric([], value)
+    return family
+
+
+def _counter(name: str, text: str, value: float) -> Metric:
+    family = CounterMetricFamily(name, text)
+    family.add_metric([], value)
+    return family
+
+
+def _histogram(name: str, text: str, histogram: Histogram) -> Metric:
+    family = HistogramMetricFamily(name, text)
+    total = 0
+    buckets = []
+    for bound, count in zip((*histogram.bounds, "+Inf"), histogram.counts, strict=True):
+        total += count
+        buckets.append((str(bound), float(total)))
+    family.add_metric([], buckets, histogram.total)
+    return family
