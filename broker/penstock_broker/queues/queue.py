@@ -122,6 +122,8 @@ class Publication:
     """What one commit made durable."""
 
     segments: list[Segment]
+    dead: list[int]
+    """Segments whose rows are gone."""
 
 
 class Queue:
@@ -161,6 +163,9 @@ class Queue:
         self._last_due_ms = 0
         self._missing: dict[int, Segment] = {}
         self._loading = False
+        # Dead segments that a load may still bring: until their end is durable, and no load began before that.
+        self._dying: set[int] = set()
+        self._dead_late: list[int] = []
         # Timers and changes since the last collect.
         self._visibility: list[tuple[int, int, Run]] = []
         self._timer_number = 0
@@ -556,6 +561,7 @@ class Queue:
             self._dirty_segments.pop(segment.first, None)
             self._missing.pop(segment.first, None)
             self._dead_segments.append(segment)
+            self._dying.add(segment.first)
             self._drop_content(segment)
 
     def change_visibility(
@@ -758,6 +764,7 @@ class Queue:
         for delivery in self._dirty_deliveries.values():
             commit.upsert_deliveries.append(delivery.to_row(log_id))
             delivery.stored = True
+        dead = [segment.first for segment in self._dead_segments]
         self._dead_segments, self._dirty_segments = [], {}
         self._dead_deliveries, self._dirty_deliveries = [], {}
         if self._deduplication.has_news:
@@ -769,11 +776,15 @@ class Queue:
         if self._next > self._reserved:
             self._reserved = self._next + limits.RESERVE_SEQUENCES
             commit.reservations.append((log_id, self._reserved))
-        return Publication(segments)
+        return Publication(segments, dead)
 
     def publish(self, publication: Publication) -> bool:
         """The commit is durable: its messages may be received. Whether any became visible now."""
         woke = False
+        if self._loading:
+            self._dead_late += publication.dead
+        else:
+            self._dying.difference_update(publication.dead)
         for segment in publication.segments:
             self._committing.remove(segment)
             if segment.first < self._trim:
@@ -877,7 +888,6 @@ class Queue:
 
     def loaded_arrivals(self, want: LoadArrivals, rows: list[LoadedSegment], *, complete: bool, now_ms: int) -> bool:
         """Takes up a page; `complete` says that the store had no more. Whether anything became visible."""
-        self._loading = False
         woke = False
         delayed = want.until_due_ms != 0
         for loaded in rows:
@@ -893,7 +903,7 @@ class Queue:
                 continue
             segment = self.segments.get(row.first)
             if segment is None:
-                if any(other.first == row.first for other in self._dead_segments):
+                if row.first in self._dying:
                     continue
                 segment = self._segment_of(loaded)
                 self.segments[segment.first] = segment
@@ -904,10 +914,12 @@ class Queue:
             self._count_content(segment.memory_bytes())
             self._missing.pop(segment.first, None)
             if row.due_ms > now_ms:
+                segment.arrived = True
                 self._push_delayed(segment)
             else:
                 woke = self._arrive(segment) or woke
             self._drop_delivered_content(segment)
+        self._load_ended()
         if delayed:
             self._more_delayed = not complete or want.skips != self._skips
         else:
@@ -918,7 +930,7 @@ class Queue:
 
     def loaded_content(self, want: LoadContent, rows: list[LoadedSegment], now_ms: int) -> bool:
         """Takes up content that was missing. Segments the store could not give (quarantined) are taken out of service."""
-        self._loading = False
+        self._load_ended()
         woke = False
         given = {loaded.segment.first: loaded for loaded in rows}
         for key in want.keys:
@@ -944,7 +956,12 @@ class Queue:
 
     def load_failed(self) -> None:
         """The load raised: it may be asked for again."""
+        self._load_ended()
+
+    def _load_ended(self) -> None:
         self._loading = False
+        self._dying.difference_update(self._dead_late)
+        self._dead_late = []
 
     def _quarantine(self, segment: Segment) -> None:
         """The store cannot give a segment's content: serve nothing of it, and leave its row alone."""

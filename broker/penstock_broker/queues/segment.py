@@ -160,7 +160,8 @@ class Segment:
         if count:
             self.deleted |= gone
             self.live -= count
-            self.deleted_bytes += self.bytes_of(gone)
+            # (The last one takes what is left: without its content in memory a message's size is only its share.)
+            self.deleted_bytes = self.deleted_bytes + self.bytes_of(gone) if self.live else self.size_bytes
         return count
 
     def memory_bytes(self) -> int:
