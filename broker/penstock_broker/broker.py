@@ -149,6 +149,7 @@ class Broker:
         except Exception:
             self.counters.background_errors[function.__name__] += 1
             log.exception("background task failed", task=function.__name__)
+            self.lane.distrust()
             for argument in arguments:
                 if isinstance(argument, Call):
                     argument.fail(InternalError())

@@ -255,7 +255,7 @@ def fifo_order(history: History) -> list[str]:
         for sequence, body, sent in by_group[queue, message.group]:
             if sequence >= message.sequence or sent >= one.invoked or sequence in together or body in buried:
                 continue
-            if not any(delete.invoked < one.completed for delete in deleted[body]):
+            if not any(delete.invoked <= one.completed for delete in deleted[body]):
                 complaints.append(f"f.order: {message.body} received at {one.completed:.3f} before {body}, sent at {sent:.3f}")
     return complaints
 

@@ -185,9 +185,12 @@ class Life:
                     self.sessions = sessions
                     task_status.started()
                     await trio.sleep_forever()
-        broker_ = self.broker
-        record = world.history.begin("broker", "life", trio.current_time())
-        record.outcome, record.value = "ok", dict(broker_.counters.background_errors) if broker_ is not None else {}
+        self.write_down()
+
+    def write_down(self) -> None:
+        """Records what went wrong inside the broker in this life."""
+        record = self.world.history.begin("broker", "life", trio.current_time())
+        record.outcome, record.value = "ok", dict(self.broker.counters.background_errors) if self.broker is not None else {}
 
     def crash(self) -> None:
         """Cuts it off from everything, then ends it."""
@@ -275,6 +278,7 @@ class World:
             await self.start_broker()
             await main(self)
             if self.life is not None:
+                self.life.write_down()
                 self.life.crash()
             nursery.cancel_scope.cancel()
 

@@ -427,8 +427,11 @@ class Queue:
         if attempt_id and self.fifo:
             self._deduplication.remember_attempt(attempt_id, number, now_ms)
         reply = self._reply(delivery, taken.runs, visible_ms)
+        # (What is dead still has to be read, by `bury`.)
+        needed = {run.segment.first for run in taken.dead}
         for run in taken.runs:
-            self._drop_delivered_content(run.segment)
+            if run.segment.first not in needed:
+                self._drop_delivered_content(run.segment)
         return reply, taken
 
     def _reply(self, delivery: Delivery, runs: list[Run], visible_ms: int) -> messages.ReceiveReply:
