@@ -92,24 +92,34 @@ class Tasks:
     """Background tasks that end, at the latest, with the block."""
 
     def __init__(self) -> None:
-        self._group = anyio.create_task_group()
+        self._group: anyio.abc.TaskGroup | None = None
 
     async def __aenter__(self) -> Tasks:
+        self._group = anyio.create_task_group()
         await self._group.__aenter__()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool | None:
-        return await self._group.__aexit__(kind, error, trace)
+        """Waits for the tasks. An error of the block itself leaves as it is, not wrapped into a group: that there are tasks is
+        nothing its handlers should have to know."""
+        assert self._group is not None
+        if error is None or isinstance(error, anyio.get_cancelled_exc_class()):
+            return await self._group.__aexit__(kind, error, trace)
+        self._group.cancel_scope.cancel()
+        await self._group.__aexit__(None, None, None)
+        return None
 
     def spawn(self, function: Callable[..., Coroutine[Any, Any, Any]], *arguments: Any) -> None:
         """Starts a task."""
+        assert self._group is not None, "used outside its block: `async with`"
         self._group.start_soon(function, *arguments)
 
     def cancel(self) -> None:
         """Ends all tasks."""
-        self._group.cancel_scope.cancel()
+        if self._group is not None:
+            self._group.cancel_scope.cancel()
 
 
 def monotonic() -> float:
@@ -125,11 +135,6 @@ async def sleep(seconds: float) -> None:
 def shielded(seconds: float) -> Any:
     """A block whose cleanup may talk to the broker although the caller was cancelled, for at most `seconds`."""
     return anyio.move_on_after(seconds, shield=True)
-
-
-def cancelled_types() -> tuple[type[BaseException], ...]:
-    """What a cancellation raises here."""
-    return (anyio.get_cancelled_exc_class(),)
 
 
 STARTS_IN_BLOCK = True

@@ -11,6 +11,8 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
+RECEIVE_BYTES = 262_144
+
 ConnectionError_ = (OSError,)
 """What a broken connection raises."""
 
@@ -44,7 +46,7 @@ class Event:
 
 
 class Stream:
-    """A byte stream over TCP or TLS."""
+    """A byte stream over TCP."""
 
     def __init__(self, sock: socket.socket) -> None:
         self._socket = sock
@@ -55,7 +57,7 @@ class Stream:
 
     def receive(self) -> bytes:
         """Some bytes; empty at the end of the stream."""
-        return self._socket.recv(262_144)
+        return self._socket.recv(RECEIVE_BYTES)
 
     def close(self) -> None:
         """Closes at once; wakes a thread that receives."""
@@ -65,28 +67,91 @@ class Stream:
             self._socket.close()
 
 
+class TLSStream(Stream):
+    """A byte stream over TLS. OpenSSL allows one thread at a time in a connection, and a thread that waits in its read would
+    lock out the writer; so encryption is done in memory under a lock, and the socket is waited for outside of it."""
+
+    def __init__(self, sock: socket.socket, context: ssl.SSLContext, host: str) -> None:
+        super().__init__(sock)
+        self._incoming = ssl.MemoryBIO()
+        self._outgoing = ssl.MemoryBIO()
+        self._tls = context.wrap_bio(self._incoming, self._outgoing, server_hostname=host)
+        self._lock = threading.Lock()
+        self._handshake()
+
+    def _handshake(self) -> None:
+        while True:
+            try:
+                self._tls.do_handshake()
+            except ssl.SSLWantReadError:
+                self._flush()
+                self._fill()
+            else:
+                self._flush()
+                return
+
+    def _flush(self) -> None:
+        """Writes what OpenSSL has encrypted. The lock keeps records in their order."""
+        data = self._outgoing.read()
+        if data:
+            self._socket.sendall(data)
+
+    def _fill(self) -> None:
+        data = self._socket.recv(RECEIVE_BYTES)
+        if not data:
+            raise ConnectionResetError("the peer closed the connection within TLS")
+        self._incoming.write(data)
+
+    def send(self, data: bytes) -> None:
+        """Sends all of it. One caller at a time."""
+        with self._lock:
+            self._tls.write(data)
+            self._flush()
+
+    def receive(self) -> bytes:
+        """Some bytes; empty at the end of the stream."""
+        while True:
+            with self._lock:
+                try:
+                    return self._tls.read(RECEIVE_BYTES)
+                except ssl.SSLWantReadError:
+                    pass
+                except ssl.SSLZeroReturnError:
+                    return b""
+            data = self._socket.recv(RECEIVE_BYTES)
+            if not data:
+                return b""
+            with self._lock:
+                self._incoming.write(data)
+
+
 def connect(host: str, port: int, tls: ssl.SSLContext | None, seconds: float) -> Stream:
     """Connects within `seconds`; OSError (TimeoutError is one) otherwise."""
     sock = socket.create_connection((host, port), timeout=seconds)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    if tls is not None:
-        sock = tls.wrap_socket(sock, server_hostname=host)
-    sock.settimeout(None)
-    return Stream(sock)
+    try:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        stream = Stream(sock) if tls is None else TLSStream(sock, tls, host)
+        sock.settimeout(None)
+    except BaseException:
+        sock.close()
+        raise
+    return stream
 
 
 class Tasks:
-    """Background threads. Leaving the block waits for them; `cancel` is for owners who then see to their end."""
+    """Background threads. Leaving the block waits for them, unless they were given up."""
 
     def __init__(self) -> None:
         self._threads: list[threading.Thread] = []
+        self._given_up = False
 
     def __enter__(self) -> Tasks:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> bool | None:
         for thread in self._threads:
-            thread.join()
+            if not self._given_up:
+                thread.join()
         return None
 
     def spawn(self, function: Callable[..., Any], *arguments: Any) -> None:
@@ -97,7 +162,8 @@ class Tasks:
         thread.start()
 
     def cancel(self) -> None:
-        """Threads cannot be cancelled: they end by their own conditions."""
+        """Threads cannot be cancelled: those that still run are left to themselves, and are no reason to stay for the process."""
+        self._given_up = True
 
 
 def monotonic() -> float:
@@ -114,11 +180,6 @@ def shielded(seconds: float) -> Any:
     """Nothing cancels a thread."""
     del seconds
     return contextlib.nullcontext()
-
-
-def cancelled_types() -> tuple[type[BaseException], ...]:
-    """What a cancellation raises here: only an interrupt."""
-    return (KeyboardInterrupt,)
 
 
 STARTS_IN_BLOCK = False

@@ -2,9 +2,46 @@
 
 from __future__ import annotations
 
-from penstock_protocol import errors as _errors
-from penstock_protocol.errors import *  # noqa: F403 - the broker's errors are the SDK's
-from penstock_protocol.errors import Fault, PenstockError
+from penstock_protocol.errors import (
+    AuthenticationFailed,
+    AuthenticationRequired,
+    BatchEmpty,
+    BatchTooLarge,
+    Cancelled,
+    Draining,
+    Fault,
+    FrameTooLarge,
+    InternalError,
+    InvalidAttribute,
+    InvalidMessage,
+    InvalidName,
+    InvalidRequest,
+    KeyDoesNotExist,
+    LimitExceeded,
+    MessageNotInFlight,
+    MessageTooLarge,
+    Moved,
+    MoveTaskDoesNotExist,
+    NotADeadLetterQueue,
+    NotPermitted,
+    OutcomeUnknown,
+    Overloaded,
+    PenstockError,
+    ProtocolError,
+    PurgeInProgress,
+    QueueDoesNotExist,
+    QueueFull,
+    ReceiptHandleExpired,
+    ReceiptHandleInvalid,
+    ResourceBusy,
+    ResourceInUse,
+    SlowConsumer,
+    StoreFailed,
+    TooManyInFlight,
+    TooManyRequests,
+    UnknownOperation,
+    VersionNotSupported,
+)
 
 
 class NotConnected(PenstockError):
@@ -17,7 +54,9 @@ class NotConnected(PenstockError):
 
 
 class ConnectionLost(PenstockError):
-    """The connection broke after the request was sent, and it is not safe to send it again: its outcome is unknown."""
+    """The connection broke after the request was sent, and it may not simply be sent again: its outcome is unknown.
+
+    After a receive: ask again. Messages that a lost reply had taken come back after their visibility timeout."""
 
     code = 901
     fault = Fault.BROKER
@@ -26,12 +65,13 @@ class ConnectionLost(PenstockError):
 
 
 class RequestTimeout(PenstockError):
-    """No answer came within the request's time. For sends on the same client a retry is safe."""
+    """No answer came within the request's time: its outcome is unknown. The client does not send it again, so asking again may do
+    it twice (a send: make a second message, unless a deduplication id prevents that)."""
 
     code = 902
     fault = Fault.BROKER
     retryable = True
-    advice = "The broker is slow or unreachable; raise request_timeout or look at its metrics."
+    advice = "The broker is slow or unreachable, and the outcome unknown; raise request_timeout or look at its metrics."
 
 
 class ClientClosed(PenstockError):
@@ -57,11 +97,53 @@ class SendFailed(PenstockError):
         self.sent = sent or []
 
 
+def fresh(error: PenstockError) -> PenstockError:
+    """A copy to raise: one error object raised in many tasks would mix their tracebacks."""
+    return type(error)(str(error))
+
+
 __all__ = [
-    *(name for name, value in vars(_errors).items() if isinstance(value, type) and issubclass(value, PenstockError)),
+    "AuthenticationFailed",
+    "AuthenticationRequired",
+    "BatchEmpty",
+    "BatchTooLarge",
+    "Cancelled",
     "ClientClosed",
     "ConnectionLost",
+    "Draining",
+    "Fault",
+    "FrameTooLarge",
+    "InternalError",
+    "InvalidAttribute",
+    "InvalidMessage",
+    "InvalidName",
+    "InvalidRequest",
+    "KeyDoesNotExist",
+    "LimitExceeded",
+    "MessageNotInFlight",
+    "MessageTooLarge",
+    "MoveTaskDoesNotExist",
+    "Moved",
+    "NotADeadLetterQueue",
     "NotConnected",
+    "NotPermitted",
+    "OutcomeUnknown",
+    "Overloaded",
+    "PenstockError",
+    "ProtocolError",
+    "PurgeInProgress",
+    "QueueDoesNotExist",
+    "QueueFull",
+    "ReceiptHandleExpired",
+    "ReceiptHandleInvalid",
     "RequestTimeout",
+    "ResourceBusy",
+    "ResourceInUse",
     "SendFailed",
+    "SlowConsumer",
+    "StoreFailed",
+    "TooManyInFlight",
+    "TooManyRequests",
+    "UnknownOperation",
+    "VersionNotSupported",
 ]

@@ -6,9 +6,9 @@ import base64
 import dataclasses
 import struct
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 from penstock_protocol import queue_messages as wire
 
@@ -51,8 +51,7 @@ def _time(milliseconds: int) -> datetime:
     return datetime.fromtimestamp(milliseconds / 1000, UTC)
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class SentMessage:
+class SentMessage(NamedTuple):
     """A message the broker has stored. `sequence` ascends within the queue; `log` names the queue's log for ever."""
 
     log: int
@@ -201,25 +200,27 @@ class ReceivedMessage:
         return f"<Message {self.message_id} of {len(self.body)} bytes, received {self.receive_count} times>"
 
 
-def receipts_of(handles: list[ReceiptHandle]) -> tuple[list[wire.Receipt], list[tuple[int, int]]]:
-    """Merges handles of the same delivery and segment into one receipt each. The second list says, for each handle, its
-    receipt's place and its bit."""
+def mask_bytes(mask: int) -> bytes:
+    """A mask of indexes as the wire has it."""
+    return mask.to_bytes((mask.bit_length() + 7) // 8, "little")
+
+
+def receipts_of(handles: Iterable[ReceiptHandle]) -> list[wire.Receipt]:
+    """Merges handles of the same delivery and segment into one receipt each."""
     masks: dict[tuple[bytes, int], int] = {}
-    order: dict[tuple[bytes, int], int] = {}
-    places = []
     for handle in handles:
         key = (handle.receipt, handle.first)
-        if key not in masks:
-            order[key] = len(masks)
-            masks[key] = 0
-        bit = 1 << handle.index
-        masks[key] |= bit
-        places.append((order[key], bit))
-    receipts = [
-        wire.Receipt(receipt, first, mask.to_bytes((mask.bit_length() + 7) // 8, "little"))
-        for (receipt, first), mask in masks.items()
-    ]
-    return receipts, places
+        masks[key] = masks.get(key, 0) | 1 << handle.index
+    return [wire.Receipt(receipt, first, mask_bytes(mask)) for (receipt, first), mask in masks.items()]
+
+
+def receipts_of_delivery(delivery: wire.Delivery) -> wire.Receipt:
+    """The receipt of all messages of a delivery."""
+    indexes = delivery.indexes
+    mask = 0
+    for index in range(indexes, indexes + len(delivery.bodies)) if isinstance(indexes, int) else indexes:
+        mask |= 1 << index
+    return wire.Receipt(delivery.receipt, delivery.first, mask_bytes(mask))
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -82,10 +82,11 @@ class AsyncClient:
 
     def queue(self, name: str) -> AsyncQueue:
         """A queue by its name, whether it exists or not: nobody is asked."""
-        queue = self._queues.get(name)
-        if queue is None:
-            queue = self._queues[name] = AsyncQueue(self, name)
-        return queue
+        with self._mutex:
+            queue = self._queues.get(name)
+            if queue is None:
+                queue = self._queues[name] = AsyncQueue(self, name)
+            return queue
 
     async def create_queue(self, name: str, *, tags: Mapping[str, str] | None = None, **settings: Any) -> AsyncQueue:
         """Creates a queue, or finds it if it exists with these settings (else ResourceInUse).

@@ -8,40 +8,45 @@ from typing import TYPE_CHECKING
 
 from penstock_protocol import codec
 from penstock_protocol import queue_messages as wire
-from penstock_protocol.session_messages import Cancel
 
 from penstock import _backend_async as backend
 from penstock._async.link import Request, operation_of
-from penstock.errors import ClientClosed, PenstockError
+from penstock.errors import ClientClosed, ConnectionLost, NotConnected, PenstockError, fresh
 
 if TYPE_CHECKING:
     from penstock._async.queue import AsyncMessage, AsyncQueue
 
 
 class AsyncConsumer:
-    """Made by AsyncQueue.consume. Iterating gives messages for ever; leaving the block cancels the consumer.
+    """Made by AsyncQueue.consume. Iterating gives messages for ever; leaving the block ends the consumer.
 
-    Credit is given back in lumps as messages are taken out of the buffer. After a lost connection the consumer is opened
-    again; what lay in the buffer is dropped when the broker released it, and delivered again."""
+    Credit: the broker may have pushed at most `credit` messages that were not taken out here. It is given back in lumps of
+    half of it, as messages are taken out. After a lost connection the consumer is opened again; with `release_on_close`
+    what lay in the buffer is released (a broker that crashed could not), and comes again.
+
+    Any number of tasks may take messages out of one consumer; each message goes to one of them."""
 
     def __init__(
         self,
         queue: AsyncQueue,
         message_type: type[AsyncMessage],
         credit: int,
-        visibility_timeout: float | None,
+        visibility_ms: int | None,
         release_on_close: bool,
     ) -> None:
+        if credit < 1:
+            raise ValueError("credit must be at least 1")
         self._queue = queue
         self._link = queue._link
         self._message_type = message_type
         self._credit = credit
-        self._visibility_ms = None if visibility_timeout is None else round(visibility_timeout * 1000)
+        self._visibility_ms = visibility_ms
         self._release = release_on_close
         self._buffer: deque[AsyncMessage] = deque()
-        self._arrived = backend.Event()
+        self._takers: deque[backend.Event] = deque()
         self._request: Request | None = None
         self._owed = 0
+        self._opened = False
         self._error: PenstockError | None = None
         self._closed = False
 
@@ -53,8 +58,6 @@ class AsyncConsumer:
         self.close()
 
     def __aiter__(self) -> AsyncConsumer:
-        if self._request is None and not self._closed:
-            self._open()
         return self
 
     async def __anext__(self) -> AsyncMessage:
@@ -65,43 +68,84 @@ class AsyncConsumer:
 
     async def next(self, seconds: float | None = None) -> AsyncMessage | None:
         """The next message; None when the consumer was closed, or none came within `seconds`. Raises what ended the
-        consumer (QueueDoesNotExist …). After a cancellation no message is lost: it stays in the buffer."""
-        if self._request is None and not self._closed:
-            self._open()
+        consumer (QueueDoesNotExist, NotConnected when there never was a broker …). After a cancellation no message is lost: it
+        stays in the buffer."""
         deadline = None if seconds is None else backend.monotonic() + seconds
         while True:
             with self._link.mutex:
+                if self._request is None and not self._closed and self._error is None:
+                    self._open()
                 if self._buffer:
-                    message = self._buffer.popleft()
-                    self._owed += 1
-                    if self._owed * 2 >= self._credit or not self._buffer:
-                        self._give_credit()
-                    return message
+                    return self._take_out()
                 if self._error is not None:
-                    raise type(self._error)(str(self._error))
+                    raise fresh(self._error)
                 if self._closed:
                     return None
-                self._arrived = arrived = backend.Event()
-            if deadline is None:
-                await arrived.wait()
-            elif not await arrived.wait_for(max(0.0, deadline - backend.monotonic())):
-                return None
+                arrived = backend.Event()
+                self._takers.append(arrived)
+            try:
+                if deadline is None:
+                    await arrived.wait()
+                else:
+                    await arrived.wait_for(max(0.0, deadline - backend.monotonic()))
+            except BaseException:
+                self._leave(arrived)
+                raise
+            with self._link.mutex:
+                if arrived in self._takers:
+                    self._takers.remove(arrived)
+                    return None
+
+    def _leave(self, arrived: backend.Event) -> None:
+        """A taker was cancelled. If it was woken already, it wakes another in its place."""
+        with self._link.mutex:
+            if arrived in self._takers:
+                self._takers.remove(arrived)
+            elif self._buffer:
+                self._wake(1)
+
+    def _take_out(self) -> AsyncMessage:
+        message = self._buffer.popleft()
+        self._owed += 1
+        request = self._request
+        if self._owed * 2 >= self._credit and request is not None and self._link.is_on_the_way(request):
+            self._link.tell(wire.Credit(request.correlation, self._owed))
+            self._owed = 0
+        return message
+
+    def _wake(self, count: int) -> None:
+        while count > 0 and self._takers:
+            self._takers.popleft().set()
+            count -= 1
 
     @property
-    def buffered(self) -> int:
+    def buffered(self) -> list[AsyncMessage]:
         """Messages that were pushed and not taken out yet."""
-        return len(self._buffer)
+        with self._link.mutex:
+            return list(self._buffer)
 
-    def _give_credit(self) -> None:
-        if self._request is not None and self._request.correlation and self._owed:
-            self._link.tell(wire.Credit(self._request.correlation, self._owed))
-            self._owed = 0
+    def discard(self, message: AsyncMessage) -> bool:
+        """Takes one message out of the buffer, for it is not ours any more; whether it was there."""
+        with self._link.mutex:
+            if message not in self._buffer:
+                return False
+            self._buffer.remove(message)
+            self._owed += 1
+            return True
 
     def _open(self) -> None:
+        """Asks for messages, as many as there is room for. The first time there must be a broker soon; later it is waited for."""
         with self._link.mutex:
+            if self._closed or (self._request is not None and self._link.is_on_the_way(self._request)):
+                return
             self._owed = 0
-            message = wire.Consume(self._queue.name, max(1, self._credit - len(self._buffer)), self._visibility_ms, self._release)
-            request = Request(operation_of(message, None), message, self._ended, float("inf"), resend=False, on_push=self._pushed)
+            room = self._credit - len(self._buffer)
+            if room < 1:
+                self._link.after_pause(self._open)
+                return
+            deadline = float("inf") if self._opened else backend.monotonic() + self._link.options.request_timeout
+            message = wire.Consume(self._queue.name, room, self._visibility_ms, self._release)
+            request = Request(operation_of(message), message, self._ended, deadline, False, self._pushed)
             self._request = request
         self._link.submit(request)
 
@@ -109,46 +153,50 @@ class AsyncConsumer:
         assert isinstance(message, wire.ReceiveReply)
         with self._link.mutex:
             if self._closed:
+                if not self._release:
+                    self._link.release(self._queue.name, message)
                 return
+            self._opened = True
+            before = len(self._buffer)
             for delivery in message.deliveries:
                 self._buffer.extend(
                     [self._message_type(self._queue, message.log, delivery, place) for place in range(len(delivery.bodies))]
                 )
-            self._arrived.set()
+            self._wake(len(self._buffer) - before)
 
     def _ended(self, reply: codec.Message | None, error: PenstockError | None) -> None:
+        """The broker has ended the consumer, or the connection has."""
         with self._link.mutex:
             if self._closed:
                 return
-            if error is not None and not isinstance(error, ClientClosed) and (error.retryable or error.code == 901):
+            lost = isinstance(error, ConnectionLost)
+            if lost or reply is not None or (error is not None and error.retryable and not self._is_first_failure(error)):
+                self._opened = self._opened or lost
                 if self._release:
+                    self._link.release_handles(self._queue.name, [message.handle for message in self._buffer])
                     self._buffer.clear()
-                again = True
+                self._link.after_pause(self._open)
             else:
-                self._error = error
-                self._closed = error is None
-                again = False
-                self._arrived.set()
-        if again:
-            self._link.after_pause(self._reopen)
+                if not isinstance(error, ClientClosed):
+                    self._error = error
+                else:
+                    self._closed = True
+                self._wake(len(self._takers))
 
-    def _reopen(self) -> None:
-        if not self._closed:
-            self._open()
+    def _is_first_failure(self, error: PenstockError) -> bool:
+        return isinstance(error, NotConnected) and not self._opened
 
     def close(self) -> None:
-        """Ends it. What is in the buffer becomes visible again at the broker; safe to call twice."""
+        """Ends it. What was pushed and not taken out becomes visible again at the broker; safe to call twice."""
         with self._link.mutex:
             if self._closed:
                 return
             self._closed = True
-            self._arrived.set()
             left = list(self._buffer)
             self._buffer.clear()
             request = self._request
-        if request is not None:
-            self._link.withdraw(request)
-            if request.correlation:
-                self._link.tell(Cancel(request.correlation))
-        if left and not self._release:
-            self._link.release_handles(self._queue.name, [message.handle for message in left])
+            self._wake(len(self._takers))
+            if request is not None and not self._link.withdraw(request):
+                self._link.cancel(request)
+            if left and not self._release:
+                self._link.release_handles(self._queue.name, [message.handle for message in left])

@@ -1,121 +1,171 @@
 """One connection to the broker that is kept up, and the requests on it.
 
-`submit` never waits: it queues bytes for the writer task and returns; the reader task calls back. When the connection
+`submit` never waits: it hands bytes to the writer task and returns; the reader task calls back. When the connection
 breaks, requests that are safe to repeat are sent again, in their order, over the next one; the others end with
-ConnectionLost. A retryable error is asked again after a pause. Every request has a deadline.
+ConnectionLost. When the broker is in trouble (Draining, Overloaded …) a request is asked again after a pause. Every
+request has a deadline, after which it is never sent again; a silent connection is pinged, and given up.
+
+In the blocking client many threads call in here. `mutex` guards all state; nothing waits while holding it.
 """
 
 from __future__ import annotations
 
-import hashlib
-import hmac
+import dataclasses
+import logging
+import math
 import os
 import random
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import Final
 
 from penstock_protocol import codec
 from penstock_protocol import queue_messages as queues
 from penstock_protocol.connection import Answer, ClientConnection
 from penstock_protocol.frames import Kind
 from penstock_protocol.operations import BY_NAME, BY_REQUEST, Operation
-from penstock_protocol.session_messages import Authenticate, Cancel, Hello, HelloReply
+from penstock_protocol.session_messages import Cancel, Empty
 
 from penstock import _backend_async as backend
+from penstock._async.hello import Welcome, say_hello
 from penstock.errors import (
     AuthenticationFailed,
     AuthenticationRequired,
     ClientClosed,
     ConnectionLost,
+    Fault,
     NotConnected,
+    NotPermitted,
+    OutcomeUnknown,
     PenstockError,
-    ProtocolError,
     RequestTimeout,
+    ResourceBusy,
+    TooManyRequests,
     VersionNotSupported,
+    fresh,
 )
 from penstock.options import Options
-from penstock.types import ReceiptHandle, receipts_of
+from penstock.types import ReceiptHandle, receipts_of, receipts_of_delivery
 
-CLIENT_NAME = "penstock-python/0.1"
-TICK = 0.1
-"""Seconds between looks at deadlines and retries."""
+log = logging.getLogger("penstock")
 
-_FATAL = (AuthenticationFailed, AuthenticationRequired, VersionNotSupported, ProtocolError)
-"""Connecting again would not help: requests get these errors."""
+TICK: Final = 0.1
+"""Seconds between looks at deadlines and retries: the resolution of all of them."""
+
+KEEPALIVE_SECONDS: Final = 15.0
+"""A connection that was silent for so long is pinged; after twice as long it is given up. Without it a consumer would wait for
+ever on a broker whose machine lost its power."""
+
+CLOSE_SECONDS: Final = 1.0
+"""How long closing waits for messages that are being released."""
+
+UNKNOWN_FRAME_BYTES: Final = 1_048_576 + 65_536
+"""What a frame may hold before a broker has named its limit: one message of the largest size."""
+
+_REFUSED = (AuthenticationFailed, AuthenticationRequired, NotPermitted, VersionNotSupported)
+"""Waiting requests get these errors of a hello at once: trying again would not help them."""
 
 
+@dataclasses.dataclass(slots=True, eq=False)
 class Request:
-    """One request on its way. `on_done(reply, error)` is called once, with one of them. `resend`: it may be sent again
-    after a lost connection or a retryable error."""
+    """One request on its way. `on_done(reply, error)` is called exactly once, with one of them. `resend`: it may be sent again
+    although an earlier try may have taken effect. `deadline`: seconds of the monotonic clock; it bounds a consumer's
+    opening only. `tries`: how often it was written."""
 
-    __slots__ = ("attempts", "correlation", "deadline", "message", "on_done", "on_push", "operation", "resend")
-
-    def __init__(
-        self,
-        operation: Operation,
-        message: codec.Message,
-        on_done: Callable[[codec.Message | None, PenstockError | None], None],
-        deadline: float,
-        *,
-        resend: bool,
-        on_push: Callable[[codec.Message], None] | None = None,
-    ) -> None:
-        self.operation = operation
-        self.message = message
-        self.on_done = on_done
-        self.deadline = deadline
-        self.resend = resend
-        self.on_push = on_push
-        self.correlation = 0
-        self.attempts = 0
+    operation: Operation
+    message: codec.Message
+    on_done: Callable[[codec.Message | None, PenstockError | None], None]
+    deadline: float
+    resend: bool
+    on_push: Callable[[codec.Message], None] | None = None
+    correlation: int = 0
+    tries: int = 0
+    refusals: int = 0
+    abandoned: bool = False
 
 
-def operation_of(message: codec.Message, name: str | None) -> Operation:
+class Outbox:
+    """The bytes on their way to one connection's writer. The link's mutex guards it."""
+
+    __slots__ = ("chunks", "ended", "wake")
+
+    def __init__(self) -> None:
+        self.chunks: list[bytes] = []
+        self.wake = backend.Event()
+        self.ended = False
+
+    def put(self, data: bytes) -> None:
+        """Adds a frame."""
+        self.chunks.append(data)
+        self.wake.set()
+
+
+def operation_of(message: codec.Message, name: str | None = None) -> Operation:
     """The operation a request message belongs to; a name where several share a message."""
     return BY_NAME[name] if name is not None else BY_REQUEST[type(message)]
 
 
 class AsyncLink:
-    """See the module. `run` is its task; `mutex` guards everything."""
+    """See the module. `run` is its task."""
 
     def __init__(self, options: Options, mutex: backend.Mutex) -> None:
         self.options = options
         self.mutex = mutex
         self.producer = os.urandom(16)
+        self.max_frame_bytes = UNKNOWN_FRAME_BYTES
         self._connection: ClientConnection | None = None
         self._stream: backend.Stream | None = None
+        self._outbox = Outbox()
         self._max_in_flight = 1
+        self._max_long = 1
+        self._long = 0
         self._outstanding: dict[int, Request] = {}
         self._waiting: deque[Request] = deque()
+        self._waiting_long: deque[Request] = deque()
         self._later: list[tuple[float, Request]] = []
         self._actions: list[Callable[[], None]] = []
-        self._outbox: list[bytes] = []
-        self._to_write = backend.Event()
-        self._fatal: PenstockError | None = None
+        self._releasing = 0
+        self._released = backend.Event()
         self._last_problem = ""
+        self._was_connected = False
+        self._started = math.inf
+        self._heard = 0.0
+        self._hello_until = math.inf
+        self._ping: Request | None = None
         self._closed = backend.Event()
 
     @property
     def is_closed(self) -> bool:
-        """Whether `close` was called."""
+        """Whether `aclose` was called."""
         return self._closed.is_set()
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether there is a connection that requests can use right now."""
+        return self._connection is not None
 
     # Requests
 
     def submit(self, request: Request) -> None:
         """Sends a request as soon as there is a connection with room for it."""
+        error: PenstockError | None = None
         with self.mutex:
-            error: PenstockError | None = None
             if self._closed.is_set():
                 error = ClientClosed()
-            elif self._fatal is not None:
-                error = type(self._fatal)(str(self._fatal))
-            elif self._connection is not None and not self._waiting and len(self._outstanding) < self._max_in_flight:
-                error = self._post(request)
             else:
-                self._waiting.append(request)
+                waiting = self._waiting_long if request.operation.waits else self._waiting
+                if not waiting and self._has_room(request):
+                    error = self._post(request)
+                else:
+                    waiting.append(request)
         if error is not None:
             request.on_done(None, error)
+
+    def _has_room(self, request: Request) -> bool:
+        """Requests that may wait long leave room for the others: deletes are not held up by long polls."""
+        if self._connection is None or len(self._outstanding) >= self._max_in_flight:
+            return False
+        return not request.operation.waits or self._long < self._max_long
 
     def _post(self, request: Request) -> PenstockError | None:
         assert self._connection is not None
@@ -124,213 +174,209 @@ class AsyncLink:
         except PenstockError as error:
             return error
         request.correlation = correlation
-        if not request.operation.one_way:
-            self._outstanding[correlation] = request
-        self._outbox.append(data)
-        self._to_write.set()
+        request.tries += 1
+        self._outstanding[correlation] = request
+        if request.operation.waits:
+            self._long += 1
+        self._outbox.put(data)
         return None
 
-    def _post_waiting(self) -> None:
-        while self._waiting and self._connection is not None and len(self._outstanding) < self._max_in_flight:
-            request = self._waiting.popleft()
-            error = self._post(request)
-            if error is not None:
-                request.on_done(None, error)
+    def _post_waiting(self) -> list[tuple[Request, PenstockError]]:
+        """Writes what there is room for. Returns what cannot be sent at all; the caller tells them without the mutex."""
+        refused = []
+        for waiting in (self._waiting, self._waiting_long):
+            while waiting and self._has_room(waiting[0]):
+                request = waiting.popleft()
+                error = self._post(request)
+                if error is not None:
+                    refused.append((request, error))
+        return refused
 
     def tell(self, message: codec.Message) -> None:
         """Sends a one-way message if there is a connection; else it is pointless and dropped."""
         with self.mutex:
             if self._connection is not None:
-                _, data = self._connection.request(operation_of(message, None), message)
-                self._outbox.append(data)
-                self._to_write.set()
+                _, data = self._connection.request(operation_of(message), message)
+                self._outbox.put(data)
 
-    def abandon(self, request: Request) -> None:
-        """Nobody waits for the answer any more. Messages that a receive brings all the same are released."""
+    def is_on_the_way(self, request: Request) -> bool:
+        """Whether it was written to the current connection and not answered yet."""
+        return self._outstanding.get(request.correlation) is request
+
+    def cancel(self, request: Request) -> None:
+        """Asks the broker to end a waiting request. Nothing if it is not on the current connection."""
         with self.mutex:
-            if request in self._waiting:
-                self._waiting.remove(request)
-                return
-            request.on_done = self._orphan(request)
-            if request.operation.waits and self._outstanding.get(request.correlation) is request:
+            if self.is_on_the_way(request):
                 self.tell(Cancel(request.correlation))
 
-    def _orphan(self, request: Request) -> Callable[[codec.Message | None, PenstockError | None], None]:
-        def on_done(reply: codec.Message | None, error: PenstockError | None) -> None:
-            if isinstance(reply, queues.ReceiveReply) and isinstance(request.message, queues.ReceiveMessages):
-                self.release(request.message.queue, reply)
-
-        return on_done
-
-    def release(self, queue: str, reply: queues.ReceiveReply) -> None:
-        """Makes messages visible again that nobody took out of a reply."""
-        receipts = []
-        for delivery in reply.deliveries:
-            indexes = delivery.indexes
-            mask = 0
-            for index in range(indexes, indexes + len(delivery.bodies)) if isinstance(indexes, int) else indexes:
-                mask |= 1 << index
-            receipts.append(
-                queues.Receipt(delivery.receipt, delivery.first, mask.to_bytes((mask.bit_length() + 7) // 8, "little"))
-            )
-        self._make_visible(queue, receipts)
-
-    def release_handles(self, queue: str, handles: list[ReceiptHandle]) -> None:
-        """The same by handles."""
-        self._make_visible(queue, receipts_of(handles)[0])
-
-    def _make_visible(self, queue: str, receipts: list[queues.Receipt]) -> None:
-        if receipts:
-            message = queues.ChangeVisibility(queue, receipts, [0] * len(receipts))
-            deadline = backend.monotonic() + self.options.request_timeout
-            self.submit(Request(operation_of(message, None), message, _ignore, deadline, resend=True))
-
-    def withdraw(self, request: Request) -> None:
-        """A request that was not sent yet is not to be sent."""
+    def withdraw(self, request: Request) -> bool:
+        """Takes back a request that is not on its way right now; whether it was one. Its `on_done` is not called any more."""
         with self.mutex:
-            if request in self._waiting:
-                self._waiting.remove(request)
+            waiting = self._waiting_long if request.operation.waits else self._waiting
+            if request in waiting:
+                waiting.remove(request)
+                return True
+            kept = [(at, other) for at, other in self._later if other is not request]
+            was_later = len(kept) < len(self._later)
+            self._later = kept
+            return was_later
+
+    def abandon(self, request: Request) -> None:
+        """Nobody waits for the answer any more: it is not sent again. Messages a receive brings all the same are released."""
+        with self.mutex:
+            request.abandoned = True
+            if not self.withdraw(request) and request.operation.waits:
+                self.cancel(request)
 
     def after_pause(self, action: Callable[[], None]) -> None:
-        """Calls back after a pause."""
+        """Calls back at the next tick."""
         with self.mutex:
             self._actions.append(action)
 
     async def call(
         self, message: codec.Message, name: str | None = None, *, resend: bool | None = None, timeout: float | None = None
     ) -> codec.Message:
-        """Sends a request and waits for its reply. After a cancellation the request may still take effect."""
+        """Sends a request and waits for its reply. After a cancellation the request may still take effect; messages that a
+        cancelled receive took are released."""
         operation = operation_of(message, name)
         done = backend.Event()
         outcome: list[tuple[codec.Message | None, PenstockError | None]] = []
 
         def on_done(reply: codec.Message | None, error: PenstockError | None) -> None:
-            outcome.append((reply, error))
+            with self.mutex:
+                outcome.append((reply, error))
+                too_late = request.abandoned
             done.set()
+            if too_late:
+                self._orphaned(request, reply)
 
         deadline = backend.monotonic() + (self.options.request_timeout if timeout is None else timeout)
-        again = operation.idempotent if resend is None else resend
-        request = Request(operation, message, on_done, deadline, resend=again)
+        request = Request(operation, message, on_done, deadline, operation.idempotent if resend is None else resend)
         self.submit(request)
         try:
             await done.wait()
-        finally:
-            if not outcome:
+        except BaseException:
+            with self.mutex:
                 self.abandon(request)
+                arrived = outcome[0][0] if outcome else None
+            self._orphaned(request, arrived)
+            raise
         reply, error = outcome[0]
         if error is not None:
             raise error
         assert reply is not None
         return reply
 
+    def _orphaned(self, request: Request, reply: codec.Message | None) -> None:
+        """A reply that nobody takes."""
+        if isinstance(reply, queues.ReceiveReply) and isinstance(request.message, queues.ReceiveMessages):
+            self.release(request.message.queue, reply)
+
+    # Releasing messages nobody took
+
+    def release(self, queue: str, reply: queues.ReceiveReply) -> None:
+        """Makes the messages of a reply visible again, in the background."""
+        self._make_visible(queue, [receipts_of_delivery(delivery) for delivery in reply.deliveries])
+
+    def release_handles(self, queue: str, handles: Iterable[ReceiptHandle]) -> None:
+        """The same by handles."""
+        self._make_visible(queue, receipts_of(handles))
+
+    def _make_visible(self, queue: str, receipts: list[queues.Receipt]) -> None:
+        if not receipts:
+            return
+
+        def on_done(reply: codec.Message | None, error: PenstockError | None) -> None:
+            del reply
+            if error is not None:
+                log.info("messages of %s were not released; they come back after their visibility timeout: %s", queue, error)
+            with self.mutex:
+                self._releasing -= 1
+                if not self._releasing:
+                    self._released.set()
+
+        message = queues.ChangeVisibility(queue, receipts, [0] * len(receipts))
+        deadline = backend.monotonic() + self.options.request_timeout
+        with self.mutex:
+            self._releasing += 1
+            self._released = backend.Event()
+        self.submit(Request(operation_of(message), message, on_done, deadline, resend=True))
+
     # The connection
 
     async def run(self, tasks: backend.Tasks) -> None:
         """Connects, reads, connects again, until closed."""
+        options = self.options
+        self._started = backend.monotonic()
         tasks.spawn(self._tick)
-        pause = self.options.first_pause
+        pause = options.first_pause
         place = 0
         while not self._closed.is_set():
-            host, port = self.options.addresses[place % len(self.options.addresses)]
+            host, port = options.addresses[place % len(options.addresses)]
             place += 1
+            opened = backend.monotonic()
+            stream: backend.Stream | None = None
             try:
-                stream = await backend.connect(host, port, self.options.tls, self.options.connect_timeout)
-            except (OSError, TimeoutError) as error:
-                self._last_problem = f"{host}:{port}: {error or type(error).__name__}"
-                await self._pause(pause)
-                pause = min(pause * 2, self.options.longest_pause)
-                continue
-            try:
-                connection, early = await self._handshake(stream)
+                stream = await backend.connect(host, port, options.tls, options.connect_timeout)
+                with self.mutex:
+                    self._stream = stream
+                    self._hello_until = backend.monotonic() + options.connect_timeout
+                if not self._closed.is_set():
+                    await self._use(stream, await say_hello(stream, options, self.producer), tasks)
             except (*backend.ConnectionError_, TimeoutError) as error:
-                self._last_problem = f"{host}:{port}: no hello: {error or type(error).__name__}"
-                await stream.aclose()
-                await self._pause(pause)
-                pause = min(pause * 2, self.options.longest_pause)
-                continue
+                self._last_problem = f"{host}:{port}: {error or type(error).__name__}"
             except PenstockError as error:
-                await stream.aclose()
-                if isinstance(error, _FATAL):
-                    self._fail_for_good(error)
-                    return
-                self._last_problem = str(error)
-                await self._pause(pause)
-                pause = min(pause * 2, self.options.longest_pause)
-                continue
-            pause = self.options.first_pause
-            await self._use(stream, connection, early, tasks)
-            if not self._closed.is_set():
-                await self._pause(pause * random.random())
+                self._last_problem = f"{host}:{port}: {error}"
+                if isinstance(error, _REFUSED):
+                    self._refuse(error)
+            finally:
+                self._lost()
+                if stream is not None:
+                    with backend.shielded(1):
+                        await stream.aclose()
+            if backend.monotonic() - opened > options.longest_pause:
+                pause = options.first_pause
+            await self._closed.wait_for(pause * (0.5 + random.random()))
+            pause = min(pause * 2, options.longest_pause)
 
-    async def _pause(self, seconds: float) -> None:
-        await self._closed.wait_for(seconds * (0.5 + random.random()))
-
-    async def _handshake(self, stream: backend.Stream) -> tuple[ClientConnection, list[Answer]]:
-        """Says hello and proves who it is; returns the open connection."""
-        options = self.options
-        connection = ClientConnection()
-        hello = Hello(CLIENT_NAME, self.producer, options.account, options.region, options.key_id)
-        _, data = connection.request(BY_NAME["Hello"], hello)
-        await stream.send(connection.preface() + data)
-        answers = await self._answers(stream, connection)
-        reply = answers.pop(0).message()
-        assert isinstance(reply, HelloReply)
-        if reply.challenge:
-            signed = b"penstock-hello-1" + reply.challenge + self.producer
-            proof = hmac.new(options.secret.encode(), signed, hashlib.sha256).digest()
-            _, data = connection.request(BY_NAME["Authenticate"], Authenticate(proof))
-            await stream.send(data)
-            answers = await self._answers(stream, connection)
-            answers.pop(0).message()
-        connection.opened(reply.max_frame_bytes)
-        self._max_in_flight = max(1, reply.max_in_flight_requests - 1)
-        return connection, answers
-
-    async def _answers(self, stream: backend.Stream, connection: ClientConnection) -> list[Answer]:
+    async def _use(self, stream: backend.Stream, welcome: Welcome, tasks: backend.Tasks) -> None:
+        """Reads until the connection breaks or ends."""
+        connection = welcome.connection
+        with self.mutex:
+            self._connection = connection
+            self._was_connected = True
+            self._hello_until = math.inf
+            self._heard = backend.monotonic()
+            self._ping = None
+            self.max_frame_bytes = connection.max_frame_bytes
+            self._max_in_flight = max(1, welcome.max_in_flight - 1)
+            self._max_long = max(1, self._max_in_flight * 3 // 4)
+            self._long = 0
+            self._outbox = outbox = Outbox()
+            refused = self._post_waiting()
+        for request, problem in refused:
+            request.on_done(None, problem)
+        tasks.spawn(self._write, stream, outbox)
+        for answer in welcome.early:
+            self._take(answer)
         while True:
             data = await stream.receive()
             if not data:
-                raise OSError("the broker closed the connection")
-            answers = list(connection.receive_data(data))
-            if answers:
-                return answers
-
-    async def _use(self, stream: backend.Stream, connection: ClientConnection, early: list[Answer], tasks: backend.Tasks) -> None:
-        """Reads until the connection breaks."""
-        ended = backend.Event()
-        with self.mutex:
-            self._stream = stream
-            self._connection = connection
-            self._outbox = []
-            self._to_write = backend.Event()
-            self._post_waiting()
-        tasks.spawn(self._write, stream, ended)
-        try:
-            for answer in early:
+                self._last_problem = "the broker closed the connection"
+                return
+            self._heard = backend.monotonic()
+            for answer in connection.receive_data(data):
                 self._take(answer)
-            while True:
-                data = await stream.receive()
-                if not data:
-                    break
-                for answer in connection.receive_data(data):
-                    self._take(answer)
-        except backend.ConnectionError_ as error:
-            self._last_problem = str(error) or type(error).__name__
-        except PenstockError as error:
-            self._last_problem = str(error)
-        finally:
-            ended.set()
-            self._lost()
-            with backend.shielded(1):
-                await stream.aclose()
 
-    async def _write(self, stream: backend.Stream, ended: backend.Event) -> None:
-        while not ended.is_set():
+    async def _write(self, stream: backend.Stream, outbox: Outbox) -> None:
+        while True:
             with self.mutex:
-                data = b"".join(self._outbox)
-                self._outbox = []
+                if outbox.ended:
+                    return
+                data = b"".join(outbox.chunks)
+                outbox.chunks.clear()
                 if not data:
-                    self._to_write = wake = backend.Event()
+                    outbox.wake = wake = backend.Event()
             if not data:
                 await wake.wait()
                 continue
@@ -341,95 +387,162 @@ class AsyncLink:
                 return
 
     def _take(self, answer: Answer) -> None:
+        """An answer arrived. Whatever is wrong with it ends the connection."""
         if answer.kind is Kind.PUSH:
-            request = self._outstanding.get(answer.correlation)
+            with self.mutex:
+                request = self._outstanding.get(answer.correlation)
             if request is not None and request.on_push is not None:
                 request.on_push(answer.message())
-            return
-        with self.mutex:
-            request = self._outstanding.pop(answer.correlation, None)
-            if self._waiting:
-                self._post_waiting()
-        if request is None:
             return
         reply: codec.Message | None = None
         error: PenstockError | None = None
         try:
             reply = answer.message()
-        except PenstockError as refused:
-            error = refused
-        if error is not None and error.retryable and request.resend and not self._closed.is_set():
-            pause = min(self.options.first_pause * 2**request.attempts, self.options.longest_pause)
-            at = backend.monotonic() + pause * (0.5 + random.random())
-            request.attempts += 1
-            if at < request.deadline:
-                with self.mutex:
-                    self._later.append((at, request))
+        except PenstockError as failure:
+            if answer.kind is not Kind.ERROR:
+                raise
+            error = failure
+        refused: list[tuple[Request, PenstockError]] = []
+        with self.mutex:
+            request = self._outstanding.pop(answer.correlation, None)
+            if request is None:
                 return
-        request.on_done(reply, error)
+            if request.operation.waits:
+                self._long -= 1
+            if self._waiting or self._waiting_long:
+                refused = self._post_waiting()
+            over = request.abandoned
+            again = error is not None and not over and self._again(request, error)
+        for other, problem in refused:
+            other.on_done(None, problem)
+        if over:
+            self._orphaned(request, reply)
+        elif not again:
+            request.on_done(reply, error)
+
+    def _again(self, request: Request, error: PenstockError) -> bool:
+        """Whether a failed request is asked again after a pause: the broker was in trouble, and there is time left."""
+        transient = error.fault is Fault.BROKER or isinstance(error, (TooManyRequests, ResourceBusy))
+        if not error.retryable or not transient or request.on_push is not None or self._closed.is_set():
+            return False
+        if isinstance(error, OutcomeUnknown) and not request.resend:
+            return False
+        pause = min(self.options.first_pause * 2**request.refusals, self.options.longest_pause)
+        at = backend.monotonic() + pause * (0.5 + random.random())
+        request.refusals += 1
+        if at >= request.deadline:
+            return False
+        self._later.append((at, request))
+        return True
 
     def _lost(self) -> None:
         """The connection is gone: what may be repeated waits for the next one."""
+        failed = []
         with self.mutex:
             self._connection = None
             self._stream = None
+            self._hello_until = math.inf
+            self._outbox.ended = True
+            self._outbox.wake.set()
             outstanding, self._outstanding = self._outstanding, {}
-            self._to_write.set()
-            again = [request for request in outstanding.values() if request.resend]
-            self._waiting.extendleft(reversed(again))
-        for request in outstanding.values():
-            if not request.resend:
-                request.on_done(None, ConnectionLost(f"{request.operation.name}: {ConnectionLost.advice}"))
+            for request in reversed(outstanding.values()):
+                if request.abandoned:
+                    continue
+                if request.resend:
+                    (self._waiting_long if request.operation.waits else self._waiting).appendleft(request)
+                else:
+                    failed.append(request)
+        for request in reversed(failed):
+            request.on_done(None, ConnectionLost(f"{request.operation.name}: {ConnectionLost.advice}"))
 
-    def _fail_for_good(self, error: PenstockError) -> None:
+    def _refuse(self, error: PenstockError) -> None:
+        """The broker does not let us in: whoever waits is told."""
         with self.mutex:
-            self._fatal = error
-            waiting, self._waiting = self._waiting, deque()
+            waiting = [*self._waiting, *self._waiting_long]
+            self._waiting.clear()
+            self._waiting_long.clear()
         for request in waiting:
-            request.on_done(None, type(error)(str(error)))
+            request.on_done(None, fresh(error))
+
+    # Time
 
     async def _tick(self) -> None:
-        """Ends requests whose time is over and repeats those whose pause is."""
-        while not self._closed.is_set():
-            await self._closed.wait_for(TICK)
+        """Ends requests whose time is over, repeats those whose pause is, and gives up dead connections."""
+        while not await self._closed.wait_for(TICK):
             now = backend.monotonic()
+            ended: list[tuple[Request, PenstockError]] = []
             with self.mutex:
                 due = [request for at, request in self._later if at <= now]
-                self._later = [(at, request) for at, request in self._later if at > now]
-                late = [request for request in self._waiting if request.deadline <= now]
-                if late:
-                    self._waiting = deque(request for request in self._waiting if request.deadline > now)
-                overdue = [request for request in self._outstanding.values() if request.deadline <= now]
-                callbacks = [request.on_done for request in overdue]
-                for request in overdue:
-                    self.abandon(request)
-                    request.deadline = float("inf")
-                connected = self._connection is not None
+                if due:
+                    self._later = [(at, request) for at, request in self._later if at > now]
+                ended += self._end_waiting(now)
+                for request in [one for one in self._outstanding.values() if one.deadline <= now and not one.abandoned]:
+                    if request.on_push is None:
+                        self.abandon(request)
+                        ended.append((request, RequestTimeout()))
                 actions, self._actions = self._actions, []
+                dead = self._dead_stream(now)
+            for request, error in ended:
+                request.on_done(None, error)
             for action in actions:
                 action()
             for request in due:
                 self.submit(request)
+            if dead is not None:
+                await dead.aclose()
+
+    def _end_waiting(self, now: float) -> list[tuple[Request, PenstockError]]:
+        """Takes out of the waiting lists what has no time left. Before the first connection nobody waits longer than
+        `connect_timeout`: a wrong address shows soon."""
+        hopeless = not self._was_connected and now - self._started > self.options.connect_timeout
+        ended: list[tuple[Request, PenstockError]] = []
+        for waiting in (self._waiting, self._waiting_long):
+            late = [request for request in waiting if hopeless or request.deadline <= now]
+            if late:
+                kept = [request for request in waiting if not (hopeless or request.deadline <= now)]
+                waiting.clear()
+                waiting.extend(kept)
             for request in late:
-                problem = RequestTimeout() if connected or request.attempts else NotConnected(self._not_connected())
-                request.on_done(None, problem)
-            for callback in callbacks:
-                callback(None, RequestTimeout())
+                if request.tries or self._connection is not None:
+                    ended.append((request, RequestTimeout()))
+                else:
+                    ended.append((request, NotConnected(self._not_connected())))
+        return ended
+
+    def _dead_stream(self, now: float) -> backend.Stream | None:
+        """The stream to give up, if there is one; pings a silent one."""
+        if self._stream is not None and now > self._hello_until:
+            self._last_problem = "no answer to the hello"
+            return self._stream
+        if self._connection is None or now - self._heard < KEEPALIVE_SECONDS:
+            return None
+        if now - self._heard > 2 * KEEPALIVE_SECONDS:
+            self._last_problem = "the broker went silent"
+            return self._stream
+        if self._ping is None or not self.is_on_the_way(self._ping):
+            self._ping = Request(BY_NAME["Ping"], Empty(), _ignore, math.inf, resend=False)
+            self._post(self._ping)
+        return None
 
     def _not_connected(self) -> str:
         places = ", ".join(f"{host}:{port}" for host, port in self.options.addresses)
         return f"no broker at {places} ({self._last_problem or 'still connecting'})"
 
     async def aclose(self) -> None:
-        """Ends everything; requests without an answer get ClientClosed."""
+        """Ends everything; requests without an answer get ClientClosed. Waits a moment for messages that are being released."""
+        if self._releasing and self._connection is not None:
+            with backend.shielded(CLOSE_SECONDS):
+                await self._released.wait_for(CLOSE_SECONDS)
         with self.mutex:
             self._closed.set()
             stream = self._stream
-            pending = [*self._outstanding.values(), *self._waiting, *(request for _, request in self._later)]
-            self._outstanding, self._waiting, self._later = {}, deque(), []
-            self._to_write.set()
+            pending = [*self._outstanding.values(), *self._waiting, *self._waiting_long, *(one for _, one in self._later)]
+            self._outstanding, self._later = {}, []
+            self._waiting.clear()
+            self._waiting_long.clear()
         for request in pending:
-            request.on_done(None, ClientClosed())
+            if not request.abandoned:
+                request.on_done(None, ClientClosed())
         if stream is not None:
             with backend.shielded(1):
                 await stream.aclose()

@@ -7,19 +7,23 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from penstock import _backend_async as backend
+from penstock._async.consumer import AsyncConsumer
 from penstock._async.queue import AsyncMessage, AsyncQueue
 from penstock.backoff import Backoff
 from penstock.errors import PenstockError
 
 log = logging.getLogger("penstock.worker")
 
+LOOK_SECONDS = 0.1
+"""How often `run` looks whether it was stopped: `stop` only sets a flag, so that signal handlers and threads may call it."""
+
 
 class AsyncWorker:
     """Works off a queue: `concurrency` messages at a time are handed to `handler`; one that returns is deleted, one that raises
     is released and comes back after `backoff`, until the queue's dead-letter setting takes it away.
 
-    While a handler runs, its message's visibility is renewed at half of `visibility_timeout`, so work may take as long as
-    it takes.
+    While a message is here, its visibility is renewed at half of `visibility_timeout`, so work may take as long as it takes
+    (`renew=False`: it must be done within that time). `credit`: how many messages are fetched ahead.
 
         >>> async def handle(message):
         ...     print(message.text)
@@ -27,7 +31,8 @@ class AsyncWorker:
         >>> await worker.run(idle_seconds=0.2)
 
     `run` ends after `stop`, or after `idle_seconds` without a message: what is in hand is finished, for at most `grace` seconds,
-    the rest goes back to the queue. `processed`, `failed` and `lost` (messages whose time ran out) count.
+    the rest goes back to the queue. `processed`, `failed` and `lost` (messages whose time ran out, or whose end could not be
+    told to the broker) count.
     """
 
     def __init__(
@@ -44,6 +49,8 @@ class AsyncWorker:
     ) -> None:
         if concurrency < 1:
             raise ValueError("concurrency must be at least 1")
+        if visibility_timeout <= 0:
+            raise ValueError("visibility_timeout must be more than 0 seconds")
         self._queue = queue
         self._handler = handler
         self._concurrency = concurrency
@@ -53,9 +60,8 @@ class AsyncWorker:
         self._renew = renew
         self._credit = credit if credit is not None else max(2 * concurrency, 10)
         self._mutex = backend.Mutex()
-        self._in_hand: dict[int, AsyncMessage] = {}
-        self._next_hand = 0
-        self._stopping = backend.Event()
+        self._in_hand: set[AsyncMessage] = set()
+        self._stopping = False
         self._running = 0
         self._done = backend.Event()
         self.processed = 0
@@ -63,47 +69,50 @@ class AsyncWorker:
         self.lost = 0
 
     def stop(self) -> None:
-        """Has `run` end gracefully. May be called from a handler, a signal handler or another thread."""
-        self._stopping.set()
+        """Has `run` end gracefully. May be called from a handler, a signal handler or another thread, before or while it runs."""
+        self._stopping = True
 
     async def run(self, idle_seconds: float | None = None) -> None:
-        """Works until stopped (or idle for `idle_seconds`). Raises what the consumer raises (QueueDoesNotExist …)."""
+        """Works until stopped (or idle for `idle_seconds`). Raises what the consumer raises (QueueDoesNotExist …).
+
+        When it is cancelled, or `grace` is over, handlers are cancelled and their messages released. (The blocking Worker
+        cannot end a thread: it leaves it behind, and its message comes back after its visibility timeout.)"""
         self._running = self._concurrency
         self._done = backend.Event()
+        problems: list[PenstockError] = []
         async with (
             backend.Tasks() as tasks,
             self._queue.consume(
                 credit=self._credit, visibility_timeout=self._visibility_timeout, release_on_close=False
             ) as consumer,
         ):
-            problems: list[PenstockError] = []
             for _ in range(self._concurrency):
                 tasks.spawn(self._loop, consumer, idle_seconds, problems)
             if self._renew:
-                tasks.spawn(self._keep_visible)
-            while not self._stopping.is_set() and not self._done.is_set():
-                await self._done.wait_for(0.1)
-            self._stopping.set()
+                tasks.spawn(self._keep_visible, consumer)
+            while not self._stopping and not self._done.is_set():
+                await self._done.wait_for(LOOK_SECONDS)
+            self._stopping = True
             consumer.close()
             if not await self._done.wait_for(self._grace):
                 log.warning("%d handlers did not end within %.0f seconds", len(self._in_hand), self._grace)
                 tasks.cancel()
+        self._stopping = False
         if problems:
             raise problems[0]
 
-    async def _loop(self, consumer: Any, idle_seconds: float | None, problems: list[PenstockError]) -> None:
-        idle = 0.0
+    async def _loop(self, consumer: AsyncConsumer, idle_seconds: float | None, problems: list[PenstockError]) -> None:
+        """One of the hands."""
+        idle_since = backend.monotonic()
+        patience = 1.0 if idle_seconds is None else min(1.0, idle_seconds)
         try:
-            while not self._stopping.is_set():
-                step = 0.25 if idle_seconds is None else min(0.25, idle_seconds)
-                message = await consumer.next(step)
-                if message is None:
-                    idle += step
-                    if idle_seconds is not None and idle >= idle_seconds and not self._in_hand:
-                        return
-                    continue
-                idle = 0.0
-                await self._handle(message)
+            while not self._stopping:
+                message = await consumer.next(patience)
+                if message is not None:
+                    await self._handle(message)
+                    idle_since = backend.monotonic()
+                elif idle_seconds is not None and backend.monotonic() - idle_since >= idle_seconds and not self._in_hand:
+                    return
         except PenstockError as error:
             problems.append(error)
         finally:
@@ -114,44 +123,47 @@ class AsyncWorker:
 
     async def _handle(self, message: AsyncMessage) -> None:
         with self._mutex:
-            hand = self._next_hand
-            self._next_hand += 1
-            self._in_hand[hand] = message
+            self._in_hand.add(message)
         try:
             await self._handler(message)
         except Exception:
             log.exception("handler failed for message %s, received %d times", message.message_id, message.receive_count)
-            failed = True
+            succeeded = False
+        except BaseException:
+            self._queue.release_soon([message])
+            raise
         else:
-            failed = False
+            succeeded = True
         finally:
             with self._mutex:
-                self._in_hand.pop(hand, None)
+                self._in_hand.discard(message)
         try:
-            if failed:
-                await message.release(self._backoff.pause(message.receive_count))
-            else:
+            if succeeded:
                 await message.delete()
+            else:
+                await message.release(self._backoff.pause(message.receive_count))
         except PenstockError as error:
             log.warning("message %s is not ours any more: %s", message.message_id, error)
-            with self._mutex:
-                self.lost += 1
-            return
-        with self._mutex:
-            if failed:
-                self.failed += 1
-            else:
-                self.processed += 1
+            self._count(lost=1)
+        else:
+            self._count(processed=int(succeeded), failed=int(not succeeded))
 
-    async def _keep_visible(self) -> None:
-        """Renews what is in hand, at half of the visibility timeout."""
-        while not self._done.is_set():
-            if await self._done.wait_for(self._visibility_timeout / 2):
-                return
+    def _count(self, *, processed: int = 0, failed: int = 0, lost: int = 0) -> None:
+        with self._mutex:
+            self.processed += processed
+            self.failed += failed
+            self.lost += lost
+
+    async def _keep_visible(self, consumer: AsyncConsumer) -> None:
+        """Renews what is in hand and what waits for a hand, at half of the visibility timeout."""
+        while not await self._done.wait_for(self._visibility_timeout / 2):
             with self._mutex:
-                held = list(self._in_hand.values())
-            for message in held:
-                try:
-                    await self._queue.change_visibility(message, self._visibility_timeout)
-                except PenstockError as error:
-                    log.warning("visibility of message %s not renewed: %s", message.message_id, error)
+                held = [*self._in_hand, *consumer.buffered]
+            for message, error in zip(held, await self._queue.renew(held, self._visibility_timeout), strict=True):
+                if error is None:
+                    continue
+                if consumer.discard(message):
+                    self._count(lost=1)
+                elif message not in self._in_hand:
+                    continue
+                log.warning("visibility of message %s not renewed: %s", message.message_id, error)

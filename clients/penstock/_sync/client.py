@@ -80,10 +80,11 @@ class Client:
 
     def queue(self, name: str) -> Queue:
         """A queue by its name, whether it exists or not: nobody is asked."""
-        queue = self._queues.get(name)
-        if queue is None:
-            queue = self._queues[name] = Queue(self, name)
-        return queue
+        with self._mutex:
+            queue = self._queues.get(name)
+            if queue is None:
+                queue = self._queues[name] = Queue(self, name)
+            return queue
 
     def create_queue(self, name: str, *, tags: Mapping[str, str] | None = None, **settings: Any) -> Queue:
         """Creates a queue, or finds it if it exists with these settings (else ResourceInUse).

@@ -3,13 +3,15 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from penstock import _backend_threads as backend
-from penstock._sync.batching import SendBatch, Sender, Settler, fresh
+from penstock._sync.batching import SendBatch, Sender, Settler, batches_of
 from penstock._sync.consumer import Consumer
-from penstock.errors import PenstockError, SendFailed
+from penstock.errors import InvalidRequest, PenstockError, SendFailed, fresh
+from penstock.outgoing import body_bytes, properties
 from penstock.types import (
     AttributeValue,
     OutgoingMessage,
@@ -18,7 +20,6 @@ from penstock.types import (
     ReceiptHandle,
     ReceivedMessage,
     SentMessage,
-    attributes_to_wire,
     settings_to_wire,
 )
 from penstock_protocol import queue_messages as wire
@@ -26,7 +27,8 @@ from penstock_protocol import queue_messages as wire
 if TYPE_CHECKING:
     from penstock._sync.client import Client
 
-MAX_BATCH = 10_000
+LONGEST_VISIBILITY_SECONDS: Final = 12 * 3600
+"""SQS: a visibility timeout is at most 12 hours. Checked here, for changes of many callers travel in one frame."""
 
 
 class Message(ReceivedMessage):
@@ -43,25 +45,17 @@ class Message(ReceivedMessage):
         self._queue.change_visibility(self, delay)
 
 
-def _row(
-    attributes: Mapping[str, AttributeValue | wire.Attribute] | None,
-    delay_seconds: float | None,
-    group: str | None,
-    deduplication_id: str | None,
-    trace: str | None,
-) -> dict[str, Any] | None:
-    values: dict[str, Any] = {}
-    if attributes:
-        values["attributes"] = attributes_to_wire(attributes)
-    if delay_seconds is not None:
-        values["delays_ms"] = round(delay_seconds * 1000)
-    if group is not None:
-        values["groups"] = group
-    if deduplication_id is not None:
-        values["deduplication_ids"] = deduplication_id
-    if trace is not None:
-        values["traces"] = trace
-    return values or None
+def _visibility_ms(seconds: float) -> int:
+    if not 0 <= seconds <= LONGEST_VISIBILITY_SECONDS:
+        raise InvalidRequest(f"a visibility timeout is 0 to {LONGEST_VISIBILITY_SECONDS} seconds, not {seconds!r}")
+    return round(seconds * 1000)
+
+
+def _collect(batch: SendBatch, results: list[SentMessage | PenstockError]) -> PenstockError | None:
+    """Waits for a batch and adds its results; returns the error of the whole batch, if it has one."""
+    batch.done.wait()
+    results += batch.results()
+    return batch.error
 
 
 class Queue:
@@ -75,8 +69,10 @@ class Queue:
         self._link = client.link
         self.name = name
         self._sender = Sender(client.link, name, client.sequences)
-        self._deletes = Settler(client.link, lambda receipts, _: wire.DeleteMessages(name, receipts))
-        self._changes = Settler(client.link, lambda receipts, timeouts: wire.ChangeVisibility(name, receipts, timeouts))
+        self._deletes = Settler(client.link, lambda receipts, _: wire.DeleteMessages(name, receipts), releases=False)
+        self._changes = Settler(
+            client.link, lambda receipts, timeouts: wire.ChangeVisibility(name, receipts, timeouts), releases=True
+        )
 
     def __repr__(self) -> str:
         return f"<Queue {self.name!r}>"
@@ -102,10 +98,10 @@ class Queue:
             >>> sent.message_id
             '…'
         """
-        values = None
+        more = None
         if attributes or delay_seconds is not None or group is not None or deduplication_id is not None or trace is not None:
-            values = _row(attributes, delay_seconds, group, deduplication_id, trace)
-        batch, place = self._sender.join(body.encode() if isinstance(body, str) else body, values)
+            more = properties(attributes, delay_seconds, group, deduplication_id, trace)
+        batch, place = self._sender.join(body_bytes(body), more)
         batch.done.wait()
         return batch.result(place)
 
@@ -115,42 +111,34 @@ class Queue:
         """Sends many messages in as few frames as possible; returns one result per message, in order.
 
         Each message answers for itself: with `raise_on_failure` any refusal raises SendFailed, which names the refused
-        ones and lists the others' results; without it the refusals stand in the list as errors.
+        ones and lists the others' results; without it the refusals stand in the list as errors. A frame that fails as
+        a whole (QueueDoesNotExist, QueueFull, RequestTimeout …) holds back those after it; if nothing was sent, its error
+        is raised. TypeError, before anything is sent, when a message has no form on the wire. After a cancellation any of
+        them may have been sent.
 
             >>> results = queue.send_many([b"one", b"two", b"three"])
             >>> len(results)
             3
         """
-        batches: list[SendBatch] = []
-        batch: SendBatch | None = None
-        limit = self._link.options.request_bytes
-        for message in messages:
-            if isinstance(message, OutgoingMessage):
-                body, values = (
-                    message.body,
-                    _row(message.attributes, message.delay_seconds, message.group, message.deduplication_id, message.trace),
-                )
-            else:
-                body, values = message, None
-            raw = body.encode() if isinstance(body, str) else body
-            if batch is None or len(batch.bodies) >= MAX_BATCH or batch.size_bytes + len(raw) > limit:
-                batch = SendBatch()
-                batches.append(batch)
-            batch.add(raw, values)
+        sender = self._sender
+        limit_bytes = sender.limit_bytes(self._link.options.request_bytes)
         results: list[SentMessage | PenstockError] = []
-        for one in batches:
-            self._sender.send_batch(one)
-        for one in batches:
-            one.done.wait()
-            for place in range(len(one.bodies)):
-                try:
-                    results.append(one.result(place))
-                except PenstockError as error:
-                    results.append(error)
+        on_the_way: deque[SendBatch] = deque()
+        refused: PenstockError | None = None
+        for batch in batches_of(messages, limit_bytes):
+            if refused is None and len(on_the_way) >= sender.concurrent:
+                refused = _collect(on_the_way.popleft(), results)
+            if refused is None:
+                sender.send_batch(batch)
+            else:
+                batch.answer(None, type(refused)(f"not sent, because a batch before it failed: {refused}"))
+            on_the_way.append(batch)
+        for batch in on_the_way:
+            refused = _collect(batch, results) or refused
         failures = {place: result for place, result in enumerate(results) if isinstance(result, PenstockError)}
         if failures and raise_on_failure:
-            if len(batches) == 1 and batches[0].error is not None:
-                raise fresh(batches[0].error)
+            if refused is not None and len(failures) == len(results):
+                raise fresh(refused)
             first = next(iter(failures.values()))
             raise SendFailed(
                 f"{len(failures)} of {len(results)} messages were refused; the first: {first}",
@@ -182,7 +170,7 @@ class Queue:
         request = wire.ReceiveMessages(
             self.name,
             max_messages,
-            None if visibility_timeout is None else round(visibility_timeout * 1000),
+            None if visibility_timeout is None else _visibility_ms(visibility_timeout),
             None if wait_seconds is None else round(wait_seconds * 1000),
             attempt_id=attempt_id,
         )
@@ -206,7 +194,8 @@ class Queue:
 
         `release_on_close`: what was pushed and not deleted becomes visible again when the consumer ends.
         """
-        return Consumer(self, Message, credit, visibility_timeout, release_on_close)
+        visibility_ms = None if visibility_timeout is None else _visibility_ms(visibility_timeout)
+        return Consumer(self, Message, credit, visibility_ms, release_on_close)
 
     # Settling
 
@@ -230,20 +219,32 @@ class Queue:
         """Hides a message in flight for another `seconds` from now; 0 makes it visible at once.
 
         Raises MessageNotInFlight when its visibility timeout is over."""
-        self._settle(self._changes, [self._handle(message)], round(seconds * 1000))
+        self._settle(self._changes, [self._handle(message)], _visibility_ms(seconds))
 
     def change_visibility_many(self, messages: Iterable[ReceivedMessage | ReceiptHandle | str], seconds: float) -> None:
         """The same for many; raises the first refusal, after all others were changed."""
-        self._settle(self._changes, [self._handle(message) for message in messages], round(seconds * 1000))
+        self._settle(self._changes, [self._handle(message) for message in messages], _visibility_ms(seconds))
 
     def _settle(self, settler: Settler, handles: list[ReceiptHandle], timeout_ms: int) -> None:
-        if not handles:
-            return
-        batch, places = settler.join(handles, timeout_ms)
-        batch.done.wait()
-        if batch.error is not None or batch.failures:
-            for place, bit in places:
-                batch.check(place, bit)
+        places = settler.join(handles, timeout_ms)
+        for batch, entry, bit in places:
+            batch.done.wait()
+            if batch.error is not None or batch.failures:
+                batch.check(entry, bit)
+
+    def release_soon(self, messages: Iterable[ReceivedMessage]) -> None:
+        """Makes messages visible again in the background: for cleaning up where nothing can be waited for. Closing the client
+        waits a moment for it; what does not get through comes back after its visibility timeout."""
+        self._link.release_handles(self.name, [message.handle for message in messages])
+
+    def renew(self, messages: Iterable[ReceivedMessage], seconds: float) -> list[PenstockError | None]:
+        """Hides messages in flight for another `seconds` from now; returns what became of each, in order: None, or its error."""
+        places = self._changes.join([message.handle for message in messages], _visibility_ms(seconds))
+        outcomes: list[PenstockError | None] = []
+        for batch, entry, bit in places:
+            batch.done.wait()
+            outcomes.append(batch.problem(entry, bit))
+        return outcomes
 
     # Looking
 

@@ -8,19 +8,23 @@ from collections.abc import Callable
 from typing import Any
 
 from penstock import _backend_threads as backend
+from penstock._sync.consumer import Consumer
 from penstock._sync.queue import Message, Queue
 from penstock.backoff import Backoff
 from penstock.errors import PenstockError
 
 log = logging.getLogger("penstock.worker")
 
+LOOK_SECONDS = 0.1
+"""How often `run` looks whether it was stopped: `stop` only sets a flag, so that signal handlers and threads may call it."""
+
 
 class Worker:
     """Works off a queue: `concurrency` messages at a time are handed to `handler`; one that returns is deleted, one that raises
     is released and comes back after `backoff`, until the queue's dead-letter setting takes it away.
 
-    While a handler runs, its message's visibility is renewed at half of `visibility_timeout`, so work may take as long as
-    it takes.
+    While a message is here, its visibility is renewed at half of `visibility_timeout`, so work may take as long as it takes
+    (`renew=False`: it must be done within that time). `credit`: how many messages are fetched ahead.
 
         >>> def handle(message):
         ...     print(message.text)
@@ -28,7 +32,8 @@ class Worker:
         >>> worker.run(idle_seconds=0.2)
 
     `run` ends after `stop`, or after `idle_seconds` without a message: what is in hand is finished, for at most `grace` seconds,
-    the rest goes back to the queue. `processed`, `failed` and `lost` (messages whose time ran out) count.
+    the rest goes back to the queue. `processed`, `failed` and `lost` (messages whose time ran out, or whose end could not be
+    told to the broker) count.
     """
 
     def __init__(
@@ -45,6 +50,8 @@ class Worker:
     ) -> None:
         if concurrency < 1:
             raise ValueError("concurrency must be at least 1")
+        if visibility_timeout <= 0:
+            raise ValueError("visibility_timeout must be more than 0 seconds")
         self._queue = queue
         self._handler = handler
         self._concurrency = concurrency
@@ -54,9 +61,8 @@ class Worker:
         self._renew = renew
         self._credit = credit if credit is not None else max(2 * concurrency, 10)
         self._mutex = backend.Mutex()
-        self._in_hand: dict[int, Message] = {}
-        self._next_hand = 0
-        self._stopping = backend.Event()
+        self._in_hand: set[Message] = set()
+        self._stopping = False
         self._running = 0
         self._done = backend.Event()
         self.processed = 0
@@ -64,47 +70,50 @@ class Worker:
         self.lost = 0
 
     def stop(self) -> None:
-        """Has `run` end gracefully. May be called from a handler, a signal handler or another thread."""
-        self._stopping.set()
+        """Has `run` end gracefully. May be called from a handler, a signal handler or another thread, before or while it runs."""
+        self._stopping = True
 
     def run(self, idle_seconds: float | None = None) -> None:
-        """Works until stopped (or idle for `idle_seconds`). Raises what the consumer raises (QueueDoesNotExist …)."""
+        """Works until stopped (or idle for `idle_seconds`). Raises what the consumer raises (QueueDoesNotExist …).
+
+        When it is cancelled, or `grace` is over, handlers are cancelled and their messages released. (The blocking Worker
+        cannot end a thread: it leaves it behind, and its message comes back after its visibility timeout.)"""
         self._running = self._concurrency
         self._done = backend.Event()
+        problems: list[PenstockError] = []
         with (
             backend.Tasks() as tasks,
             self._queue.consume(
                 credit=self._credit, visibility_timeout=self._visibility_timeout, release_on_close=False
             ) as consumer,
         ):
-            problems: list[PenstockError] = []
             for _ in range(self._concurrency):
                 tasks.spawn(self._loop, consumer, idle_seconds, problems)
             if self._renew:
-                tasks.spawn(self._keep_visible)
-            while not self._stopping.is_set() and not self._done.is_set():
-                self._done.wait_for(0.1)
-            self._stopping.set()
+                tasks.spawn(self._keep_visible, consumer)
+            while not self._stopping and not self._done.is_set():
+                self._done.wait_for(LOOK_SECONDS)
+            self._stopping = True
             consumer.close()
             if not self._done.wait_for(self._grace):
                 log.warning("%d handlers did not end within %.0f seconds", len(self._in_hand), self._grace)
                 tasks.cancel()
+        self._stopping = False
         if problems:
             raise problems[0]
 
-    def _loop(self, consumer: Any, idle_seconds: float | None, problems: list[PenstockError]) -> None:
-        idle = 0.0
+    def _loop(self, consumer: Consumer, idle_seconds: float | None, problems: list[PenstockError]) -> None:
+        """One of the hands."""
+        idle_since = backend.monotonic()
+        patience = 1.0 if idle_seconds is None else min(1.0, idle_seconds)
         try:
-            while not self._stopping.is_set():
-                step = 0.25 if idle_seconds is None else min(0.25, idle_seconds)
-                message = consumer.next(step)
-                if message is None:
-                    idle += step
-                    if idle_seconds is not None and idle >= idle_seconds and not self._in_hand:
-                        return
-                    continue
-                idle = 0.0
-                self._handle(message)
+            while not self._stopping:
+                message = consumer.next(patience)
+                if message is not None:
+                    self._handle(message)
+                    idle_since = backend.monotonic()
+                elif idle_seconds is not None and backend.monotonic() - idle_since >= idle_seconds and not self._in_hand:
+                    return
         except PenstockError as error:
             problems.append(error)
         finally:
@@ -115,44 +124,47 @@ class Worker:
 
     def _handle(self, message: Message) -> None:
         with self._mutex:
-            hand = self._next_hand
-            self._next_hand += 1
-            self._in_hand[hand] = message
+            self._in_hand.add(message)
         try:
             self._handler(message)
         except Exception:
             log.exception("handler failed for message %s, received %d times", message.message_id, message.receive_count)
-            failed = True
+            succeeded = False
+        except BaseException:
+            self._queue.release_soon([message])
+            raise
         else:
-            failed = False
+            succeeded = True
         finally:
             with self._mutex:
-                self._in_hand.pop(hand, None)
+                self._in_hand.discard(message)
         try:
-            if failed:
-                message.release(self._backoff.pause(message.receive_count))
-            else:
+            if succeeded:
                 message.delete()
+            else:
+                message.release(self._backoff.pause(message.receive_count))
         except PenstockError as error:
             log.warning("message %s is not ours any more: %s", message.message_id, error)
-            with self._mutex:
-                self.lost += 1
-            return
-        with self._mutex:
-            if failed:
-                self.failed += 1
-            else:
-                self.processed += 1
+            self._count(lost=1)
+        else:
+            self._count(processed=int(succeeded), failed=int(not succeeded))
 
-    def _keep_visible(self) -> None:
-        """Renews what is in hand, at half of the visibility timeout."""
-        while not self._done.is_set():
-            if self._done.wait_for(self._visibility_timeout / 2):
-                return
+    def _count(self, *, processed: int = 0, failed: int = 0, lost: int = 0) -> None:
+        with self._mutex:
+            self.processed += processed
+            self.failed += failed
+            self.lost += lost
+
+    def _keep_visible(self, consumer: Consumer) -> None:
+        """Renews what is in hand and what waits for a hand, at half of the visibility timeout."""
+        while not self._done.wait_for(self._visibility_timeout / 2):
             with self._mutex:
-                held = list(self._in_hand.values())
-            for message in held:
-                try:
-                    self._queue.change_visibility(message, self._visibility_timeout)
-                except PenstockError as error:
-                    log.warning("visibility of message %s not renewed: %s", message.message_id, error)
+                held = [*self._in_hand, *consumer.buffered]
+            for message, error in zip(held, self._queue.renew(held, self._visibility_timeout), strict=True):
+                if error is None:
+                    continue
+                if consumer.discard(message):
+                    self._count(lost=1)
+                elif message not in self._in_hand:
+                    continue
+                log.warning("visibility of message %s not renewed: %s", message.message_id, error)
