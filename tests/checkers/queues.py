@@ -108,6 +108,32 @@ def resurrected(history: History) -> list[str]:
     return complaints
 
 
+def handles(history: History) -> list[str]:
+    """q.handle: a handle from before the last receive deletes nothing: it is refused while the message lives."""
+    complaints = []
+    receives: dict[tuple[str, str], list[tuple[Operation, Received]]] = defaultdict(list)
+    for one, message in _receives(history):
+        receives[one.arguments["queue"], message.body].append((one, message))
+    deletes = _deleted(history)
+    buried = _buried(history)
+    for delete in history.of("delete"):
+        newest = dict(zip(delete.arguments["bodies"], delete.arguments["counts"], strict=True))
+        for body, count in zip(delete.arguments["bodies"], delete.arguments["counts"], strict=True):
+            newest[body] = max(newest[body], count)
+        for body, count in newest.items():
+            if body in delete.value or body in buried:
+                continue
+            if any(other is not delete and other.invoked <= delete.completed for other in deletes[body]):
+                continue
+            for receive, message in receives[delete.arguments["queue"], body]:
+                if message.count > count and receive.completed < delete.invoked:
+                    complaints.append(
+                        f"q.handle: {body} was deleted at {delete.completed:.3f} by the handle of receive {count}, "
+                        f"after receive {message.count} at {receive.completed:.3f}"
+                    )
+    return complaints
+
+
 def visibility(history: History) -> list[str]:
     """q.visibility: a message in flight is given to nobody else, across restarts too."""
     complaints = []
@@ -126,7 +152,7 @@ def visibility(history: History) -> list[str]:
                     continue
                 if second.invoked < first.invoked or history.jumped(first.invoked, second.completed):
                     continue
-                if any(change.invoked < second.completed for change in changes[message.body]):
+                if any(change.invoked <= second.completed for change in changes[message.body]):
                     continue
                 if first.arguments.get("consumer") or second.arguments.get("consumer"):
                     continue
@@ -160,7 +186,11 @@ def receive_count(history: History) -> list[str]:
     complaints = []
     for one, message in _receives(history):
         key = (one.arguments["queue"], message.sequence, message.count)
-        if key in seen and seen[key] is not one and not (one.arguments.get("attempt") == seen[key].arguments.get("attempt") != None):  # noqa: E711
+        if (
+            key in seen
+            and seen[key] is not one
+            and not (one.arguments.get("attempt") == seen[key].arguments.get("attempt") != None)
+        ):  # noqa: E711
             complaints.append(f"q.rcount: {message.body} was twice received for the {message.count}. time")
         seen[key] = one
     return complaints
@@ -221,9 +251,7 @@ def fifo_sequence(history: History) -> list[str]:
     for queue in {one.arguments["queue"] for one in history.of("send") if one.arguments["queue"].endswith(".fifo")}:
         last: list[tuple[float, int]] = []
         for one in sorted(history.of("send", queue), key=lambda send: send.invoked):
-            numbers = [
-                n for b, n in zip(one.arguments["bodies"], one.value, strict=True) if n is not None and b not in excused
-            ]
+            numbers = [n for b, n in zip(one.arguments["bodies"], one.value, strict=True) if n is not None and b not in excused]
             earlier = [number for completed, number in last if completed < one.invoked]
             if numbers and earlier and min(numbers) < max(earlier):
                 complaints.append(f"f.seq: send at {one.invoked:.3f} got {numbers}, an earlier one had {max(earlier)}")
@@ -306,6 +334,7 @@ CHECKERS: Final[tuple[Checker, ...]] = (
     phantom,
     once,
     resurrected,
+    handles,
     visibility,
     delay,
     receive_count,

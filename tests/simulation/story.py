@@ -7,7 +7,6 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import trio
-
 from penstock_protocol import queue_messages as q
 from penstock_protocol.codec import Message
 from penstock_protocol.connection import Answer, ClientConnection
@@ -15,6 +14,7 @@ from penstock_protocol.errors import PenstockError
 from penstock_protocol.frames import Kind
 from penstock_protocol.operations import BY_NAME, BY_REQUEST
 from penstock_protocol.session_messages import Hello
+
 from tests.checkers.history import History, Operation, Received
 from tests.checkers.queues import DRAIN, complaints_of
 from tests.simulation.world import Weather, World, simulate
@@ -190,7 +190,15 @@ class SimulatedClient:
         delays = [chance.choice((None, None, 0.5, 1.5)) for _ in bodies] if not fifo and chance.random() < 0.2 else None
         self._sequence += 1
         operation = self.history.begin(
-            self.process, "send", trio.current_time(), queue=queue, bodies=bodies, groups=groups, ids=ids, delays=delays, answers=[]
+            self.process,
+            "send",
+            trio.current_time(),
+            queue=queue,
+            bodies=bodies,
+            groups=groups,
+            ids=ids,
+            delays=delays,
+            answers=[],
         )
         message = q.SendMessages(
             queue,
@@ -315,6 +323,7 @@ class SimulatedClient:
             trio.current_time(),
             queue=queue,
             bodies=[one.message.body for one in chosen],
+            counts=[one.message.count for one in chosen],
             visible_until=[one.until for one in chosen],
             received=min(one.received for one in chosen),
         )
@@ -389,7 +398,7 @@ async def _drain(world: World) -> None:
     queues = ["q", "f.fifo", "dead"]
     empty_since = trio.current_time()
     # Clocks may have been moved by an hour: whatever is in flight has to come back first.
-    patience = 30.0 if not world.history.jumps else 3_700.0
+    patience = 30.0 + 3_700.0 * len(world.history.jumps)
     while trio.current_time() - empty_since < patience:
         for queue in queues:
             operation = world.history.begin(
@@ -421,5 +430,3 @@ def run_seed(seed: int, weather: Weather | None = None) -> tuple[World, list[str
     """One run: the world after it, and what the checkers complain about."""
     world = simulate(World(seed, weather), story)
     return world, complaints_of(world.history)
-
-

@@ -475,12 +475,14 @@ class Queue:
                 self._dead_deliveries.append(delivery.number)
 
     def bury(self, runs: list[Run]) -> Iterator[tuple[Columns, int, Run]]:
-        """Takes dead (or moved) runs out of this queue; yields their messages for the queue that adopts them, first."""
+        """Takes dead (or moved) runs out of this queue: first yields their messages for the queue that adopts them, and
+        ends them when the last one was taken."""
         for run in runs:
             columns = run.segment.columns
             assert columns is not None
             for index in indexes_of(run.mask):
                 yield columns, index, run
+        for run in runs:
             self._end(run.segment, run.mask)
             self._drop_delivered_content(run.segment)
 
@@ -790,8 +792,8 @@ class Queue:
             self._dying.difference_update(publication.dead)
         for segment in publication.segments:
             self._committing.remove(segment)
-            if segment.first < self._trim:
-                continue
+            if segment.first < self._trim or segment.first in self.segments or segment.first in self._dying:
+                continue  # purged, or a load was quicker
             if segment.due_ms:
                 self._publish_delayed(segment)
             elif self._more or self._ready.messages >= self._window or self.content_bytes > limits.CONTENT_BYTES:
