@@ -1,8 +1,8 @@
 """A broker in threads that forgets everything, answers at once, and fails on command.
 
 It speaks the real protocol through ServerConnection, over real sockets, so clients of every kind can be put in front of it.
-Its queues know just enough: standard order, receipts, idempotent sends, visibility without time, push with credit. What a test wants
-to go wrong is a list of faults per operation; each request of that operation takes the next one:
+Its queues know just enough: standard order, receipts, idempotent sends, visibility without time, push with credit. What a
+test wants to go wrong is a list of faults per operation; each request of that operation takes the next one:
 
     broker.fault("SendMessages", AFTER, StoreFailed())     the first is applied and its connection dropped, the second refused
 
@@ -131,8 +131,8 @@ class FakeQueue:
                 first,
                 [message.sequence - first for message in part],
                 received,
-                1_000,
                 2_000,
+                1_000,
                 [message.body for message in part],
                 [message.attributes for message in part],
                 [message.group for message in part],
@@ -361,7 +361,8 @@ class FakeBroker:
                             link.send(link.connection.reply(29, waiter.correlation, session.Empty()))
                 return None
             case queues.Credit():
-                return self._credit(link, message)
+                self._credit(link, message)
+                return None
             case queues.CreateQueue():
                 self.queue(message.queue)
                 return queues.QueueDescription(

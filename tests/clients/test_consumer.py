@@ -1,0 +1,243 @@
+"""Consumers: push with credit, reconnects, several takers, and what happens to messages nobody took."""
+
+from __future__ import annotations
+
+import anyio
+import pytest
+from penstock import AsyncClient, AsyncConsumer
+from penstock.errors import Draining, NotConnected, QueueDoesNotExist, StoreFailed
+
+from tests.clients.fake_broker import FakeBroker, Waiter
+
+pytestmark = pytest.mark.anyio
+
+
+def consumer_of(broker: FakeBroker) -> Waiter:
+    """The broker's side of the only consumer."""
+    [waiter] = broker.queue("jobs").waiters
+    return waiter
+
+
+async def take(consumer: AsyncConsumer, count: int) -> list[bytes]:
+    """The next bodies."""
+    bodies = []
+    for _ in range(count):
+        message = await consumer.next()
+        assert message is not None
+        bodies.append(message.body)
+    return bodies
+
+
+async def test_messages_are_pushed_in_order_as_they_come(broker: FakeBroker) -> None:
+    async with AsyncClient(broker.url) as client:
+        queue = client.queue("jobs")
+        await queue.send_many([b"a", b"b"])
+        bodies = []
+        async with queue.consume(credit=10) as messages:
+            async for message in messages:
+                bodies.append(message.body)
+                await message.delete()
+                if len(bodies) == 2:
+                    await queue.send(b"c")
+                if len(bodies) == 3:
+                    break
+    assert bodies == [b"a", b"b", b"c"]
+    assert broker.queue("jobs").bodies == []
+
+
+async def test_the_broker_never_pushes_more_than_the_credit(broker: FakeBroker) -> None:
+    async with AsyncClient(broker.url) as client:
+        queue = client.queue("jobs")
+        await queue.send_many([b"x"] * 50)
+        async with queue.consume(credit=10) as messages:
+            await broker.until(lambda: consumer_of(broker).pushed == 10)
+            assert consumer_of(broker).credit == 0
+            await take(messages, 4)
+            await client.ping()
+            assert consumer_of(broker).pushed == 10
+            await take(messages, 1)
+            await broker.until(lambda: consumer_of(broker).pushed == 15)
+            await take(messages, 45)
+    assert broker.violations == []
+
+
+async def test_credit_is_given_back_in_lumps_of_half_of_it(broker: FakeBroker) -> None:
+    async with AsyncClient(broker.url) as client:
+        queue = client.queue("jobs")
+        await queue.send_many([b"x"] * 100)
+        async with queue.consume(credit=10) as messages:
+            await take(messages, 100)
+    assert {message.messages for message in broker.asked("Credit")} == {5}
+    assert len(broker.asked("Credit")) <= 20
+
+
+async def test_a_credit_of_one_gives_one_message_at_a_time(broker: FakeBroker) -> None:
+    async with AsyncClient(broker.url) as client:
+        queue = client.queue("jobs")
+        await queue.send_many([b"a", b"b", b"c"])
+        async with queue.consume(credit=1) as messages:
+            assert await take(messages, 3) == [b"a", b"b", b"c"]
+
+
+async def test_leaving_the_block_releases_what_was_not_deleted(broker: FakeBroker) -> None:
+    async with AsyncClient(broker.url) as client:
+        queue = client.queue("jobs")
+        await queue.send_many([b"a", b"b", b"c"])
+        async with queue.consume(credit=10) as messages:
+            async for message in messages:
+                await message.delete()
+                break
+        await broker.until(lambda: not broker.queue("jobs").waiters)
+        assert broker.queue("jobs").visible == [b"b", b"c"]
+
+
+async def test_without_release_on_close_only_the_buffer_is_released(broker: FakeBroker) -> None:
+    async with AsyncClient(broker.url) as client:
+        queue = client.queue("jobs")
+        await queue.send_many([b"in hand", b"buffered", b"buffered too"])
+        async with queue.consume(credit=10, release_on_close=False) as messages:
+            in_hand = await messages.next()
+        await broker.until(lambda: broker.queue("jobs").visible == [b"buffered", b"buffered too"])
+        assert in_hand is not None
+        await in_hand.delete()
+    assert broker.queue("jobs").bodies == [b"buffered", b"buffered too"]
+
+
+async def test_messages_pushed_while_the_consumer_ends_are_released(broker: FakeBroker) -> None:
+    async with AsyncClient(broker.url) as client:
+        queue = client.queue("jobs")
+        consumer = queue.consume(credit=10, release_on_close=False)
+        async with consumer:
+            await broker.until(lambda: bool(broker.queue("jobs").waiters))
+            with client.link.mutex:
+                consumer._closed = True  # the broker has not heard of it yet
+            await queue.send(b"too late")
+            consumer._closed = False
+        await broker.until(lambda: broker.queue("jobs").visible == [b"too late"])
+
+
+async def test_a_consumer_is_opened_again_after_its_connection_was_lost(broker: FakeBroker) -> None:
+    async with AsyncClient(broker.url) as client:
+        queue = client.queue("jobs")
+        await queue.send_many([b"a", b"b", b"c"])
+        async with queue.consume(credit=2) as messages:
+            first = await messages.next()
+            assert first is not None
+            broker.drop_all()
+            await first.delete()
+            assert sorted(await take(messages, 2)) == [b"b", b"c"]
+    assert broker.connections == 2
+    assert [message.credit for message in broker.asked("Consume")] == [2, 2]
+
+
+async def test_credit_of_a_lost_connection_never_reaches_the_next_one(broker: FakeBroker) -> None:
+    async with AsyncClient(broker.url) as client:
+        queue = client.queue("jobs")
+        await queue.send_many([b"x"] * 100)
+        async with queue.consume(credit=10, release_on_close=False) as messages:
+            await broker.until(lambda: consumer_of(broker).pushed == 10)
+            broker.drop_all()
+            await broker.until(lambda: broker.connections == 2)
+            await take(messages, 100)
+    assert broker.violations == []
+
+
+async def test_with_its_buffer_kept_a_consumer_asks_only_for_what_it_has_room_for(broker: FakeBroker) -> None:
+    async with AsyncClient(broker.url) as client:
+        queue = client.queue("jobs")
+        await queue.send_many([b"%d" % number for number in range(10)])
+        async with queue.consume(credit=4, release_on_close=False) as messages:
+            await broker.until(lambda: consumer_of(broker).pushed == 4)
+            bodies = await take(messages, 1)
+            broker.drop_all()
+            await broker.until(lambda: len(broker.asked("Consume")) == 2)
+            assert broker.asked("Consume")[1].credit == 1
+            bodies += await take(messages, 9)
+    assert bodies == [b"%d" % number for number in range(10)]
+
+
+@pytest.mark.parametrize("trouble", [Draining(), StoreFailed()])
+async def test_a_consumer_survives_a_broker_in_trouble(broker: FakeBroker, trouble: Draining | StoreFailed) -> None:
+    broker.fault("Consume", trouble, trouble)
+    async with AsyncClient(broker.url) as client:
+        queue = client.queue("jobs")
+        async with queue.consume() as messages:
+            await queue.send(b"x")
+            assert await take(messages, 1) == [b"x"]
+
+
+async def test_a_consumer_of_a_missing_queue_raises_that_to_every_taker(broker: FakeBroker) -> None:
+    async with AsyncClient(broker.url) as client:
+        async with client.queue("nowhere").consume() as messages:
+            for _ in range(2):
+                with pytest.raises(QueueDoesNotExist):
+                    await messages.next()
+
+
+async def test_a_consumer_without_a_broker_says_so_soon() -> None:
+    with FakeBroker() as broker:
+        url = broker.url
+    async with AsyncClient(url, connect_timeout=0.2) as client:
+        with pytest.raises(NotConnected):
+            async for _ in client.queue("jobs").consume():
+                pass
+
+
+async def test_next_gives_none_when_nothing_comes_in_time(broker: FakeBroker) -> None:
+    async with AsyncClient(broker.url) as client:
+        async with client.queue("jobs").consume() as messages:
+            assert await messages.next(0.01) is None
+
+
+async def test_each_message_goes_to_one_of_many_takers(broker: FakeBroker) -> None:
+    taken: list[bytes] = []
+    async with AsyncClient(broker.url) as client:
+        queue = client.queue("jobs")
+        async with queue.consume(credit=20) as messages, anyio.create_task_group() as tasks:
+
+            async def taker() -> None:
+                taken.extend(await take(messages, 10))
+
+            for _ in range(10):
+                tasks.start_soon(taker)
+            await anyio.wait_all_tasks_blocked()
+            for number in range(100):
+                tasks.start_soon(queue.send, b"%d" % number)
+    assert sorted(taken) == sorted(b"%d" % number for number in range(100))
+
+
+async def test_a_cancelled_taker_leaves_its_message_to_another(broker: FakeBroker) -> None:
+    async with AsyncClient(broker.url) as client:
+        queue = client.queue("jobs")
+        async with queue.consume() as messages, anyio.create_task_group() as tasks:
+            scope = anyio.CancelScope()
+
+            async def cancelled() -> None:
+                with scope:
+                    await messages.next()
+
+            async def patient() -> None:
+                assert await take(messages, 1) == [b"x"]
+
+            tasks.start_soon(cancelled)
+            await anyio.wait_all_tasks_blocked()
+            tasks.start_soon(patient)
+            await anyio.wait_all_tasks_blocked()
+            messages._wake(1)  # the first taker is woken …
+            scope.cancel()  # … and cancelled before it ran
+            await queue.send(b"x")
+
+
+async def test_closing_wakes_who_waits(broker: FakeBroker) -> None:
+    async with AsyncClient(broker.url) as client:
+        consumer = client.queue("jobs").consume()
+        async with consumer, anyio.create_task_group() as tasks:
+
+            async def taker() -> None:
+                assert [message async for message in consumer] == []
+
+            tasks.start_soon(taker)
+            tasks.start_soon(taker)
+            await anyio.wait_all_tasks_blocked()
+            consumer.close()
+            consumer.close()
