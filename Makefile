@@ -34,7 +34,6 @@ run: $(VENV)/.broker ## start a broker on SQLite in ./data (DATA=…)
 
 check: $(VENV)/.dev ## lint, types, import contracts, generated files
 	@$(BIN)/python tools/generate_blocking_client.py --check
-	@$(BIN)/python tools/generate_protocol_tables.py --check
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy protocol/penstock_protocol storage/penstock_storage broker/penstock_broker clients/penstock
 	@PYTHONPATH=. $(BIN)/lint-imports --no-cache

@@ -58,7 +58,7 @@ def lost(history: History) -> list[str]:
     drained = {message.body for one, message in _receives(history) if one.process == DRAIN}
     deleted = _deleted(history)
     excused = _duplicates(history)
-    purged = [one for one in history.of("purge", outcomes=("ok", "info"))]
+    purged = history.of("purge", outcomes=("ok", "info"))
     return [
         f"q.lost: {body} was acknowledged at {send.completed:.3f} and is gone"
         for body, send in _sent(history).items()
@@ -102,9 +102,11 @@ def resurrected(history: History) -> list[str]:
         for body, until in zip(delete.arguments["bodies"], delete.arguments["visible_until"], strict=True):
             if body in delete.value or delete.completed > until or history.jumped(delete.arguments["received"], delete.completed):
                 continue
-            for receive in received[delete.arguments["queue"], body]:
-                if receive.invoked > delete.completed:
-                    complaints.append(f"q.resurrect: {body} deleted at {delete.completed:.3f}, received at {receive.invoked:.3f}")
+            complaints += [
+                f"q.resurrect: {body} deleted at {delete.completed:.3f}, received at {receive.invoked:.3f}"
+                for receive in received[delete.arguments["queue"], body]
+                if receive.invoked > delete.completed
+            ]
     return complaints
 
 
@@ -186,11 +188,7 @@ def receive_count(history: History) -> list[str]:
     complaints = []
     for one, message in _receives(history):
         key = (one.arguments["queue"], message.sequence, message.count)
-        if (
-            key in seen
-            and seen[key] is not one
-            and not (one.arguments.get("attempt") == seen[key].arguments.get("attempt") != None)
-        ):  # noqa: E711
+        if key in seen and seen[key] is not one:
             complaints.append(f"q.rcount: {message.body} was twice received for the {message.count}. time")
         seen[key] = one
     return complaints

@@ -45,9 +45,8 @@ def main() -> int:
                 print("   ", complaint)
         if options.seed is not None:
             for one in world.history.operations:
-                print(
-                    f"{one.invoked:9.3f} {one.completed:9.3f} {one.process:5} {one.name:8} {one.outcome:4} {one.arguments} -> {one.value} {one.error}"
-                )
+                times = f"{one.invoked:9.3f} {one.completed:9.3f} {one.process:5} {one.name:8} {one.outcome:4}"
+                print(f"{times} {one.arguments} -> {one.value} {one.error}")
             print(world.trace_hash)
     print(f"{count} seeds, {operations} operations, {len(failed)} failed {failed[:20]}; marks: {dict(sorted(marks.items()))}")
     return int(bool(failed))
