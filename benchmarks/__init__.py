@@ -1,0 +1,1 @@
+"""The durable benchmark: Penstock beside its peers, in one run, on one machine."""
