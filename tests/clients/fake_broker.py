@@ -26,6 +26,7 @@ from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Any
 
+import anyio.lowlevel
 import anyio.to_thread
 from penstock_protocol import queue_messages as queues
 from penstock_protocol import session_messages as session
@@ -494,6 +495,12 @@ class FakeBroker:
                 failures.append(queues.ReceiptFailure(entry, mask, MessageNotInFlight.code, "not in flight"))
         self._serve(queue)
         return queues.ReceiptReply(failures)
+
+
+async def turns(count: int = 50) -> None:
+    """Lets every other task run until it waits for something."""
+    for _ in range(count):
+        await anyio.lowlevel.checkpoint()
 
 
 def _bits(mask: bytes) -> Iterator[int]:

@@ -7,7 +7,7 @@ import pytest
 from penstock import AsyncClient, AsyncConsumer
 from penstock.errors import Draining, NotConnected, QueueDoesNotExist, StoreFailed
 
-from tests.clients.fake_broker import FakeBroker, Waiter
+from tests.clients.fake_broker import FakeBroker, Waiter, turns
 
 pytestmark = pytest.mark.anyio
 
@@ -16,6 +16,11 @@ def consumer_of(broker: FakeBroker) -> Waiter:
     """The broker's side of the only consumer."""
     [waiter] = broker.queue("jobs").waiters
     return waiter
+
+
+async def pushed(broker: FakeBroker, count: int) -> None:
+    """Returns once the only consumer was pushed so many messages."""
+    await broker.until(lambda: [waiter.pushed for waiter in broker.queue("jobs").waiters] == [count])
 
 
 async def take(consumer: AsyncConsumer, count: int) -> list[bytes]:
@@ -50,13 +55,13 @@ async def test_the_broker_never_pushes_more_than_the_credit(broker: FakeBroker) 
         queue = client.queue("jobs")
         await queue.send_many([b"x"] * 50)
         async with queue.consume(credit=10) as messages:
-            await broker.until(lambda: consumer_of(broker).pushed == 10)
+            await pushed(broker, 10)
             assert consumer_of(broker).credit == 0
             await take(messages, 4)
             await client.ping()
             assert consumer_of(broker).pushed == 10
             await take(messages, 1)
-            await broker.until(lambda: consumer_of(broker).pushed == 15)
+            await pushed(broker, 15)
             await take(messages, 45)
     assert broker.violations == []
 
@@ -123,8 +128,9 @@ async def test_a_consumer_is_opened_again_after_its_connection_was_lost(broker: 
         async with queue.consume(credit=2) as messages:
             first = await messages.next()
             assert first is not None
-            broker.drop_all()
             await first.delete()
+            broker.drop_all()
+            await broker.until(lambda: len(broker.asked("Consume")) == 2)
             assert sorted(await take(messages, 2)) == [b"b", b"c"]
     assert broker.connections == 2
     assert [message.credit for message in broker.asked("Consume")] == [2, 2]
@@ -135,7 +141,7 @@ async def test_credit_of_a_lost_connection_never_reaches_the_next_one(broker: Fa
         queue = client.queue("jobs")
         await queue.send_many([b"x"] * 100)
         async with queue.consume(credit=10, release_on_close=False) as messages:
-            await broker.until(lambda: consumer_of(broker).pushed == 10)
+            await pushed(broker, 10)
             broker.drop_all()
             await broker.until(lambda: broker.connections == 2)
             await take(messages, 100)
@@ -147,7 +153,7 @@ async def test_with_its_buffer_kept_a_consumer_asks_only_for_what_it_has_room_fo
         queue = client.queue("jobs")
         await queue.send_many([b"%d" % number for number in range(10)])
         async with queue.consume(credit=4, release_on_close=False) as messages:
-            await broker.until(lambda: consumer_of(broker).pushed == 4)
+            await pushed(broker, 4)
             bodies = await take(messages, 1)
             broker.drop_all()
             await broker.until(lambda: len(broker.asked("Consume")) == 2)
@@ -167,11 +173,10 @@ async def test_a_consumer_survives_a_broker_in_trouble(broker: FakeBroker, troub
 
 
 async def test_a_consumer_of_a_missing_queue_raises_that_to_every_taker(broker: FakeBroker) -> None:
-    async with AsyncClient(broker.url) as client:
-        async with client.queue("nowhere").consume() as messages:
-            for _ in range(2):
-                with pytest.raises(QueueDoesNotExist):
-                    await messages.next()
+    async with AsyncClient(broker.url) as client, client.queue("nowhere").consume() as messages:
+        for _ in range(2):
+            with pytest.raises(QueueDoesNotExist):
+                await messages.next()
 
 
 async def test_a_consumer_without_a_broker_says_so_soon() -> None:
@@ -184,9 +189,8 @@ async def test_a_consumer_without_a_broker_says_so_soon() -> None:
 
 
 async def test_next_gives_none_when_nothing_comes_in_time(broker: FakeBroker) -> None:
-    async with AsyncClient(broker.url) as client:
-        async with client.queue("jobs").consume() as messages:
-            assert await messages.next(0.01) is None
+    async with AsyncClient(broker.url) as client, client.queue("jobs").consume() as messages:
+        assert await messages.next(0.01) is None
 
 
 async def test_each_message_goes_to_one_of_many_takers(broker: FakeBroker) -> None:
@@ -200,7 +204,7 @@ async def test_each_message_goes_to_one_of_many_takers(broker: FakeBroker) -> No
 
             for _ in range(10):
                 tasks.start_soon(taker)
-            await anyio.wait_all_tasks_blocked()
+            await turns()
             for number in range(100):
                 tasks.start_soon(queue.send, b"%d" % number)
     assert sorted(taken) == sorted(b"%d" % number for number in range(100))
@@ -220,9 +224,9 @@ async def test_a_cancelled_taker_leaves_its_message_to_another(broker: FakeBroke
                 assert await take(messages, 1) == [b"x"]
 
             tasks.start_soon(cancelled)
-            await anyio.wait_all_tasks_blocked()
+            await turns()
             tasks.start_soon(patient)
-            await anyio.wait_all_tasks_blocked()
+            await turns()
             messages._wake(1)  # the first taker is woken …
             scope.cancel()  # … and cancelled before it ran
             await queue.send(b"x")
@@ -238,6 +242,6 @@ async def test_closing_wakes_who_waits(broker: FakeBroker) -> None:
 
             tasks.start_soon(taker)
             tasks.start_soon(taker)
-            await anyio.wait_all_tasks_blocked()
+            await turns()
             consumer.close()
             consumer.close()

@@ -9,7 +9,7 @@ import pytest
 from penstock import AsyncClient, AsyncMessage, AsyncWorker, Backoff
 from penstock.errors import QueueDoesNotExist, RequestTimeout
 
-from tests.clients.fake_broker import FakeBroker
+from tests.clients.fake_broker import FakeBroker, turns
 
 pytestmark = pytest.mark.anyio
 
@@ -120,7 +120,7 @@ async def test_a_buffered_message_that_is_not_ours_any_more_is_not_handled(broke
             await broker.until(lambda: len(broker.queue("jobs").visible) == 0)
             broker.queue("jobs").messages[1].receipt = b"somebody else's"
             while not worker.lost:
-                await anyio.wait_all_tasks_blocked()
+                await turns()
                 await broker.until(lambda: len(broker.asked("ChangeVisibility")) >= 1)
             gone.set()
     assert seen == [b"in hand"]
@@ -134,7 +134,7 @@ async def test_stop_finishes_what_is_in_hand_and_releases_the_rest(broker: FakeB
 
         async def handle(message: AsyncMessage) -> None:
             worker.stop()
-            await anyio.wait_all_tasks_blocked()
+            await turns()
 
         worker = AsyncWorker(queue, handle, concurrency=1)
         await worker.run()
@@ -221,9 +221,7 @@ async def test_a_delete_that_fails_counts_as_lost(broker: FakeBroker, caplog: py
     assert "not ours any more" in caplog.text
 
 
-@pytest.mark.parametrize(
-    ("receives", "seconds"), [(1, 1.0), (2, 2.0), (3, 4.0), (9, 256.0), (10, 300.0), (1_000, 300.0)]
-)
+@pytest.mark.parametrize(("receives", "seconds"), [(1, 1.0), (2, 2.0), (3, 4.0), (9, 256.0), (10, 300.0), (1_000, 300.0)])
 async def test_backoff_grows_up_to_its_maximum(receives: int, seconds: float) -> None:
     assert Backoff(jitter=False).pause(receives) == seconds
     assert seconds / 2 <= Backoff().pause(receives) <= seconds

@@ -49,8 +49,11 @@ from penstock.types import ReceiptHandle, receipts_of, receipts_of_delivery
 
 log = logging.getLogger("penstock")
 
-TICK: Final = 0.1
-"""Seconds between looks at deadlines and retries: the resolution of all of them."""
+REOPEN_SECONDS: Final = 0.1
+"""How long a consumer that the broker has ended rests before it is opened again."""
+
+LONGEST_LOOK_SECONDS: Final = 3_600.0
+"""The timer looks at least so often: some clocks cannot wait for ever."""
 
 KEEPALIVE_SECONDS: Final = 15.0
 """A connection that was silent for so long is pinged; after twice as long it is given up. Without it a consumer would wait for
@@ -123,10 +126,13 @@ class AsyncLink:
         self._waiting: deque[Request] = deque()
         self._waiting_long: deque[Request] = deque()
         self._later: list[tuple[float, Request]] = []
-        self._actions: list[Callable[[], None]] = []
+        self._actions: list[tuple[float, Callable[[], None]]] = []
+        self._look = backend.Event()
+        self._look_at = math.inf
         self._releasing = 0
         self._released = backend.Event()
         self._last_problem = ""
+        self._gave_up = ""
         self._was_connected = False
         self._started = math.inf
         self._heard = 0.0
@@ -158,6 +164,9 @@ class AsyncLink:
                     error = self._post(request)
                 else:
                     waiting.append(request)
+                    if not self._was_connected:
+                        self._expect(self._started + self.options.connect_timeout)
+                self._expect(request.deadline)
         if error is not None:
             request.on_done(None, error)
 
@@ -229,9 +238,11 @@ class AsyncLink:
                 self.cancel(request)
 
     def after_pause(self, action: Callable[[], None]) -> None:
-        """Calls back at the next tick."""
+        """Calls back in a moment, with the mutex free."""
         with self.mutex:
-            self._actions.append(action)
+            at = backend.monotonic() + REOPEN_SECONDS
+            self._actions.append((at, action))
+            self._expect(at)
 
     async def call(
         self, message: codec.Message, name: str | None = None, *, resend: bool | None = None, timeout: float | None = None
@@ -308,7 +319,7 @@ class AsyncLink:
         """Connects, reads, connects again, until closed."""
         options = self.options
         self._started = backend.monotonic()
-        tasks.spawn(self._tick)
+        tasks.spawn(self._keep_time)
         pause = options.first_pause
         place = 0
         while not self._closed.is_set():
@@ -316,15 +327,17 @@ class AsyncLink:
             place += 1
             opened = backend.monotonic()
             stream: backend.Stream | None = None
+            self._gave_up = ""
             try:
                 stream = await backend.connect(host, port, options.tls, options.connect_timeout)
                 with self.mutex:
                     self._stream = stream
                     self._hello_until = backend.monotonic() + options.connect_timeout
+                    self._expect(self._hello_until)
                 if not self._closed.is_set():
                     await self._use(stream, await say_hello(stream, options, self.producer), tasks)
             except (*backend.ConnectionError_, TimeoutError) as error:
-                self._last_problem = f"{host}:{port}: {error or type(error).__name__}"
+                self._last_problem = f"{host}:{port}: {self._gave_up or error or type(error).__name__}"
             except PenstockError as error:
                 self._last_problem = f"{host}:{port}: {error}"
                 if isinstance(error, _REFUSED):
@@ -347,6 +360,7 @@ class AsyncLink:
             self._was_connected = True
             self._hello_until = math.inf
             self._heard = backend.monotonic()
+            self._expect(self._heard + KEEPALIVE_SECONDS)
             self._ping = None
             self.max_frame_bytes = connection.max_frame_bytes
             self._max_in_flight = max(1, welcome.max_in_flight - 1)
@@ -433,6 +447,7 @@ class AsyncLink:
         if at >= request.deadline:
             return False
         self._later.append((at, request))
+        self._expect(at)
         return True
 
     def _lost(self) -> None:
@@ -466,22 +481,32 @@ class AsyncLink:
 
     # Time
 
-    async def _tick(self) -> None:
-        """Ends requests whose time is over, repeats those whose pause is, and gives up dead connections."""
-        while not await self._closed.wait_for(TICK):
+    def _expect(self, at: float) -> None:
+        """Something is due then: the timer looks no later. The caller holds the mutex."""
+        if at < self._look_at:
+            self._look_at = at
+            self._look.set()
+
+    async def _keep_time(self) -> None:
+        """Ends requests whose time is over, repeats those whose pause is, and gives up dead connections. Sleeps in between."""
+        while not self._closed.is_set():
             now = backend.monotonic()
             ended: list[tuple[Request, PenstockError]] = []
             with self.mutex:
                 due = [request for at, request in self._later if at <= now]
+                actions = [action for at, action in self._actions if at <= now]
                 if due:
                     self._later = [(at, request) for at, request in self._later if at > now]
+                if actions:
+                    self._actions = [(at, action) for at, action in self._actions if at > now]
                 ended += self._end_waiting(now)
-                for request in [one for one in self._outstanding.values() if one.deadline <= now and not one.abandoned]:
-                    if request.on_push is None:
+                for request in [one for one in self._outstanding.values() if one.deadline <= now and one.on_push is None]:
+                    if not request.abandoned:
                         self.abandon(request)
                         ended.append((request, RequestTimeout()))
-                actions, self._actions = self._actions, []
                 dead = self._dead_stream(now)
+                self._look = look = backend.Event()
+                self._look_at = at = self._next_look(now)
             for request, error in ended:
                 request.on_done(None, error)
             for action in actions:
@@ -490,11 +515,27 @@ class AsyncLink:
                 self.submit(request)
             if dead is not None:
                 await dead.aclose()
+            await look.wait_for(min(at - now, LONGEST_LOOK_SECONDS))
+
+    def _next_look(self, now: float) -> float:
+        """When something will be due, as far as is known now."""
+        times = [at for at, _ in self._later]
+        times += [at for at, _ in self._actions]
+        times += [one.deadline for one in self._outstanding.values() if one.on_push is None and not one.abandoned]
+        times += [one.deadline for one in self._waiting]
+        times += [one.deadline for one in self._waiting_long]
+        times.append(self._hello_until)
+        if not self._was_connected and (self._waiting or self._waiting_long):
+            times.append(self._started + self.options.connect_timeout)
+        if self._connection is not None:
+            silent = now - self._heard
+            times.append(self._heard + (KEEPALIVE_SECONDS if silent < KEEPALIVE_SECONDS else 2 * KEEPALIVE_SECONDS))
+        return min(times)
 
     def _end_waiting(self, now: float) -> list[tuple[Request, PenstockError]]:
         """Takes out of the waiting lists what has no time left. Before the first connection nobody waits longer than
         `connect_timeout`: a wrong address shows soon."""
-        hopeless = not self._was_connected and now - self._started > self.options.connect_timeout
+        hopeless = not self._was_connected and now - self._started >= self.options.connect_timeout
         ended: list[tuple[Request, PenstockError]] = []
         for waiting in (self._waiting, self._waiting_long):
             late = [request for request in waiting if hopeless or request.deadline <= now]
@@ -511,13 +552,15 @@ class AsyncLink:
 
     def _dead_stream(self, now: float) -> backend.Stream | None:
         """The stream to give up, if there is one; pings a silent one."""
-        if self._stream is not None and now > self._hello_until:
-            self._last_problem = "no answer to the hello"
+        if self._stream is not None and now >= self._hello_until:
+            self._gave_up = "no answer to the hello"
+            self._hello_until = math.inf
             return self._stream
-        if self._connection is None or now - self._heard < KEEPALIVE_SECONDS:
+        if self._connection is None or now < self._heard + KEEPALIVE_SECONDS:
             return None
-        if now - self._heard > 2 * KEEPALIVE_SECONDS:
-            self._last_problem = "the broker went silent"
+        if now >= self._heard + 2 * KEEPALIVE_SECONDS:
+            self._gave_up = "the broker went silent"
+            self._heard = now
             return self._stream
         if self._ping is None or not self.is_on_the_way(self._ping):
             self._ping = Request(BY_NAME["Ping"], Empty(), _ignore, math.inf, resend=False)
@@ -535,6 +578,7 @@ class AsyncLink:
                 await self._released.wait_for(CLOSE_SECONDS)
         with self.mutex:
             self._closed.set()
+            self._look.set()
             stream = self._stream
             pending = [*self._outstanding.values(), *self._waiting, *self._waiting_long, *(one for _, one in self._later)]
             self._outstanding, self._later = {}, []
