@@ -134,6 +134,7 @@ class AsyncLink:
         self._last_problem = ""
         self._gave_up = ""
         self._was_connected = False
+        self._was_useful = False
         self._started = math.inf
         self._heard = 0.0
         self._hello_until = math.inf
@@ -309,8 +310,9 @@ class AsyncLink:
         message = queues.ChangeVisibility(queue, receipts, [0] * len(receipts))
         deadline = backend.monotonic() + self.options.request_timeout
         with self.mutex:
+            if not self._releasing:
+                self._released = backend.Event()
             self._releasing += 1
-            self._released = backend.Event()
         self.submit(Request(operation_of(message), message, on_done, deadline, resend=True))
 
     # The connection
@@ -325,7 +327,7 @@ class AsyncLink:
         while not self._closed.is_set():
             host, port = options.addresses[place % len(options.addresses)]
             place += 1
-            opened = backend.monotonic()
+            self._was_useful = False
             stream: backend.Stream | None = None
             self._gave_up = ""
             try:
@@ -347,7 +349,7 @@ class AsyncLink:
                 if stream is not None:
                     with backend.shielded(1):
                         await stream.aclose()
-            if backend.monotonic() - opened > options.longest_pause:
+            if self._was_useful:
                 pause = options.first_pause
             await self._closed.wait_for(pause * (0.5 + random.random()))
             pause = min(pause * 2, options.longest_pause)
@@ -418,6 +420,7 @@ class AsyncLink:
             error = failure
         refused: list[tuple[Request, PenstockError]] = []
         with self.mutex:
+            self._was_useful = True
             request = self._outstanding.pop(answer.correlation, None)
             if request is None:
                 return

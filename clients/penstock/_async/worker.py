@@ -18,6 +18,16 @@ LOOK_SECONDS = 0.1
 """How often `run` looks whether it was stopped: `stop` only sets a flag, so that signal handlers and threads may call it."""
 
 
+class _Shift:
+    """One `run`: who works in it, and how it ended. A hand that outlives its run (a thread) touches no later one."""
+
+    def __init__(self, consumer: AsyncConsumer, hands: int) -> None:
+        self.consumer = consumer
+        self.hands = hands
+        self.done = backend.Event()
+        self.problems: list[PenstockError] = []
+
+
 class AsyncWorker:
     """Works off a queue: `concurrency` messages at a time are handed to `handler`; one that returns is deleted, one that raises
     is released and comes back after `backoff`, until the queue's dead-letter setting takes it away.
@@ -62,8 +72,6 @@ class AsyncWorker:
         self._mutex = backend.Mutex()
         self._in_hand: set[AsyncMessage] = set()
         self._stopping = False
-        self._running = 0
-        self._done = backend.Event()
         self.processed = 0
         self.failed = 0
         self.lost = 0
@@ -77,36 +85,35 @@ class AsyncWorker:
 
         When it is cancelled, or `grace` is over, handlers are cancelled and their messages released. (The blocking Worker
         cannot end a thread: it leaves it behind, and its message comes back after its visibility timeout.)"""
-        self._running = self._concurrency
-        self._done = backend.Event()
-        problems: list[PenstockError] = []
         async with (
             backend.Tasks() as tasks,
             self._queue.consume(
                 credit=self._credit, visibility_timeout=self._visibility_timeout, release_on_close=False
             ) as consumer,
         ):
+            shift = _Shift(consumer, self._concurrency)
             for _ in range(self._concurrency):
-                tasks.spawn(self._loop, consumer, idle_seconds, problems)
+                tasks.spawn(self._loop, shift, idle_seconds)
             if self._renew:
-                tasks.spawn(self._keep_visible, consumer)
-            while not self._stopping and not self._done.is_set():
-                await self._done.wait_for(LOOK_SECONDS)
-            self._stopping = True
+                tasks.spawn(self._keep_visible, shift)
+            while not self._stopping and not shift.done.is_set():
+                await shift.done.wait_for(LOOK_SECONDS)
             consumer.close()
-            if not await self._done.wait_for(self._grace):
+            if not await shift.done.wait_for(self._grace):
                 log.warning("%d handlers did not end within %.0f seconds", len(self._in_hand), self._grace)
+                shift.done.set()
                 tasks.cancel()
         self._stopping = False
-        if problems:
-            raise problems[0]
+        if shift.problems:
+            raise shift.problems[0]
 
-    async def _loop(self, consumer: AsyncConsumer, idle_seconds: float | None, problems: list[PenstockError]) -> None:
+    async def _loop(self, shift: _Shift, idle_seconds: float | None) -> None:
         """One of the hands."""
+        consumer = shift.consumer
         idle_since = backend.monotonic()
         patience = 1.0 if idle_seconds is None else min(1.0, idle_seconds)
         try:
-            while not self._stopping:
+            while not self._stopping and not consumer.is_closed:
                 message = await consumer.next(patience)
                 if message is not None:
                     await self._handle(message)
@@ -114,12 +121,12 @@ class AsyncWorker:
                 elif idle_seconds is not None and backend.monotonic() - idle_since >= idle_seconds and not self._in_hand:
                     return
         except PenstockError as error:
-            problems.append(error)
+            shift.problems.append(error)
         finally:
             with self._mutex:
-                self._running -= 1
-                if not self._running:
-                    self._done.set()
+                shift.hands -= 1
+                if not shift.hands:
+                    shift.done.set()
 
     async def _handle(self, message: AsyncMessage) -> None:
         with self._mutex:
@@ -154,9 +161,10 @@ class AsyncWorker:
             self.failed += failed
             self.lost += lost
 
-    async def _keep_visible(self, consumer: AsyncConsumer) -> None:
+    async def _keep_visible(self, shift: _Shift) -> None:
         """Renews what is in hand and what waits for a hand, at half of the visibility timeout."""
-        while not await self._done.wait_for(self._visibility_timeout / 2):
+        consumer = shift.consumer
+        while not await shift.done.wait_for(self._visibility_timeout / 2):
             with self._mutex:
                 held = [*self._in_hand, *consumer.buffered]
             for message, error in zip(held, await self._queue.renew(held, self._visibility_timeout), strict=True):

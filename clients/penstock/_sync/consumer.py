@@ -125,6 +125,11 @@ class Consumer:
             count -= 1
 
     @property
+    def is_closed(self) -> bool:
+        """Whether it has ended: no message will come any more."""
+        return self._closed
+
+    @property
     def buffered(self) -> list[Message]:
         """Messages that were pushed and not taken out yet."""
         with self._link.mutex:

@@ -19,6 +19,16 @@ LOOK_SECONDS = 0.1
 """How often `run` looks whether it was stopped: `stop` only sets a flag, so that signal handlers and threads may call it."""
 
 
+class _Shift:
+    """One `run`: who works in it, and how it ended. A hand that outlives its run (a thread) touches no later one."""
+
+    def __init__(self, consumer: Consumer, hands: int) -> None:
+        self.consumer = consumer
+        self.hands = hands
+        self.done = backend.Event()
+        self.problems: list[PenstockError] = []
+
+
 class Worker:
     """Works off a queue: `concurrency` messages at a time are handed to `handler`; one that returns is deleted, one that raises
     is released and comes back after `backoff`, until the queue's dead-letter setting takes it away.
@@ -63,8 +73,6 @@ class Worker:
         self._mutex = backend.Mutex()
         self._in_hand: set[Message] = set()
         self._stopping = False
-        self._running = 0
-        self._done = backend.Event()
         self.processed = 0
         self.failed = 0
         self.lost = 0
@@ -78,36 +86,35 @@ class Worker:
 
         When it is cancelled, or `grace` is over, handlers are cancelled and their messages released. (The blocking Worker
         cannot end a thread: it leaves it behind, and its message comes back after its visibility timeout.)"""
-        self._running = self._concurrency
-        self._done = backend.Event()
-        problems: list[PenstockError] = []
         with (
             backend.Tasks() as tasks,
             self._queue.consume(
                 credit=self._credit, visibility_timeout=self._visibility_timeout, release_on_close=False
             ) as consumer,
         ):
+            shift = _Shift(consumer, self._concurrency)
             for _ in range(self._concurrency):
-                tasks.spawn(self._loop, consumer, idle_seconds, problems)
+                tasks.spawn(self._loop, shift, idle_seconds)
             if self._renew:
-                tasks.spawn(self._keep_visible, consumer)
-            while not self._stopping and not self._done.is_set():
-                self._done.wait_for(LOOK_SECONDS)
-            self._stopping = True
+                tasks.spawn(self._keep_visible, shift)
+            while not self._stopping and not shift.done.is_set():
+                shift.done.wait_for(LOOK_SECONDS)
             consumer.close()
-            if not self._done.wait_for(self._grace):
+            if not shift.done.wait_for(self._grace):
                 log.warning("%d handlers did not end within %.0f seconds", len(self._in_hand), self._grace)
+                shift.done.set()
                 tasks.cancel()
         self._stopping = False
-        if problems:
-            raise problems[0]
+        if shift.problems:
+            raise shift.problems[0]
 
-    def _loop(self, consumer: Consumer, idle_seconds: float | None, problems: list[PenstockError]) -> None:
+    def _loop(self, shift: _Shift, idle_seconds: float | None) -> None:
         """One of the hands."""
+        consumer = shift.consumer
         idle_since = backend.monotonic()
         patience = 1.0 if idle_seconds is None else min(1.0, idle_seconds)
         try:
-            while not self._stopping:
+            while not self._stopping and not consumer.is_closed:
                 message = consumer.next(patience)
                 if message is not None:
                     self._handle(message)
@@ -115,12 +122,12 @@ class Worker:
                 elif idle_seconds is not None and backend.monotonic() - idle_since >= idle_seconds and not self._in_hand:
                     return
         except PenstockError as error:
-            problems.append(error)
+            shift.problems.append(error)
         finally:
             with self._mutex:
-                self._running -= 1
-                if not self._running:
-                    self._done.set()
+                shift.hands -= 1
+                if not shift.hands:
+                    shift.done.set()
 
     def _handle(self, message: Message) -> None:
         with self._mutex:
@@ -155,9 +162,10 @@ class Worker:
             self.failed += failed
             self.lost += lost
 
-    def _keep_visible(self, consumer: Consumer) -> None:
+    def _keep_visible(self, shift: _Shift) -> None:
         """Renews what is in hand and what waits for a hand, at half of the visibility timeout."""
-        while not self._done.wait_for(self._visibility_timeout / 2):
+        consumer = shift.consumer
+        while not shift.done.wait_for(self._visibility_timeout / 2):
             with self._mutex:
                 held = [*self._in_hand, *consumer.buffered]
             for message, error in zip(held, self._queue.renew(held, self._visibility_timeout), strict=True):

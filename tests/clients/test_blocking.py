@@ -1,0 +1,186 @@
+"""The blocking client: generated, thread-safe, and merging the sends of many threads."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from penstock import Backoff, Client, Message, Queue, SentMessage, Worker
+from penstock.errors import ClientClosed, NotConnected, QueueDoesNotExist, RequestTimeout
+
+from tests.clients.certificates import Authority
+from tests.clients.fake_broker import AFTER, BEFORE, HOLD, SILENT, FakeBroker
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_the_generated_client_is_fresh() -> None:
+    command = [sys.executable, "tools/generate_blocking_client.py", "--check"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_nothing_asynchronous_is_left_in_the_blocking_client() -> None:
+    for path in (ROOT / "clients/penstock/_sync").glob("*.py"):
+        text = path.read_text()
+        assert "await " not in text and "async " not in text and "anyio" not in text, path
+
+
+def test_a_message_makes_its_round(broker: FakeBroker) -> None:
+    with Client(broker.url) as client:
+        queue = client.queue("jobs")
+        sent = queue.send("hello", attributes={"n": 1})
+        [message] = queue.receive(10)
+        assert (message.text, message.attributes, message.message_id) == ("hello", {"n": 1}, sent.message_id)
+        message.delete()
+    assert broker.queue("jobs").bodies == []
+
+
+def test_sends_of_many_threads_travel_together(broker: FakeBroker) -> None:
+    broker.fault("SendMessages", HOLD, HOLD, HOLD, HOLD)
+    with Client(broker.url) as client, ThreadPoolExecutor(64) as pool:
+        queue = client.queue("jobs")
+        first = [pool.submit(queue.send, b"first %d" % number) for number in range(4)]
+        broker.wait_until(lambda: len(broker.asked("SendMessages")) == 4)
+        rest = [pool.submit(queue.send, b"%d" % number) for number in range(60)]
+        while len(queue._sender._open.bodies) < 60:
+            threading.Event().wait(0.001)
+        broker.release_held()
+        results = [one.result() for one in (*first, *rest)]
+    assert len({result.sequence for result in results}) == 64
+    assert [len(message.bodies) for message in broker.asked("SendMessages")] == [1, 1, 1, 1, 60]
+    stored = broker.queue("jobs").messages
+    assert all(stored[one.result().sequence].body == b"%d" % number for number, one in enumerate(rest))
+
+
+def test_many_threads_share_a_client_without_losing_or_mixing_anything(broker: FakeBroker) -> None:
+    def work(number: int, queue: Queue) -> list[SentMessage]:
+        return [queue.send(b"%d/%d" % (number, turn)) for turn in range(100)]
+
+    with Client(broker.url) as client, ThreadPoolExecutor(16) as pool:
+        running = [pool.submit(work, number, client.queue("jobs")) for number in range(16)]
+        for number, one in enumerate(running):
+            for turn, sent in enumerate(one.result()):
+                assert broker.queue("jobs").messages[sent.sequence].body == b"%d/%d" % (number, turn)
+        taken = [pool.submit(client.queue("jobs").receive, 100) for _ in range(16)]
+        deleted = [pool.submit(message.delete) for one in taken for message in one.result()]
+        assert len([one.result() for one in deleted]) == 1_600
+    assert broker.queue("jobs").bodies == []
+
+
+def test_threads_keep_going_through_lost_connections_without_second_messages(broker: FakeBroker) -> None:
+    broker.fault("SendMessages", *[AFTER, BEFORE] * 2)
+    with Client(broker.url) as client, ThreadPoolExecutor(8) as pool:
+        queue = client.queue("jobs")
+        for one in [pool.submit(queue.send, b"%d" % number) for number in range(200)]:
+            one.result()
+    assert sorted(broker.queue("jobs").bodies) == sorted(b"%d" % number for number in range(200))
+
+
+def test_two_threads_get_the_same_queue(broker: FakeBroker) -> None:
+    with Client(broker.url) as client, ThreadPoolExecutor(8) as pool:
+        assert len({id(one) for one in pool.map(client.queue, ["jobs"] * 100)}) == 1
+
+
+def test_a_consumer_iterates_and_is_cancelled_by_leaving_the_block(broker: FakeBroker) -> None:
+    with Client(broker.url) as client:
+        queue = client.queue("jobs")
+        queue.send_many([b"%d" % number for number in range(30)])
+        bodies = []
+        with queue.consume(credit=7) as messages:
+            for message in messages:
+                bodies.append(message.body)
+                message.delete()
+                if len(bodies) == 25:
+                    break
+        broker.wait_until(lambda: not broker.queue("jobs").waiters)
+    assert bodies == [b"%d" % number for number in range(25)]
+    assert len(broker.queue("jobs").visible) == 5
+
+
+def test_a_worker_runs_plain_functions_in_threads(broker: FakeBroker) -> None:
+    together = threading.Barrier(4, timeout=10)
+    failed_once = []
+
+    def handle(message: Message) -> None:
+        if message.body == b"bad" and message.receive_count == 1:
+            failed_once.append(message.sequence)
+            raise ValueError("not yet")
+        if message.body == b"together":
+            together.wait()
+
+    with Client(broker.url) as client:
+        queue = client.queue("jobs")
+        queue.send_many([b"together"] * 4 + [b"bad"])
+        worker = Worker(queue, handle, concurrency=4, backoff=Backoff(first=0))
+        worker.run(idle_seconds=0.05)
+    assert broker.queue("jobs").bodies == []
+    assert (worker.processed, worker.failed, len(failed_once)) == (5, 1, 1)
+
+
+def test_a_worker_leaves_a_handler_behind_that_outlives_its_grace(broker: FakeBroker) -> None:
+    free = threading.Event()
+    with Client(broker.url) as client:
+        queue = client.queue("jobs")
+        queue.send(b"endless")
+        worker: Worker
+
+        def handle(message: Message) -> None:
+            worker.stop()
+            free.wait(10)
+
+        worker = Worker(queue, handle, concurrency=2, grace=0.05)
+        worker.run()
+        assert worker.processed == 0
+        assert {thread.name for thread in threading.enumerate()} >= {"penstock-_loop"}
+        free.set()
+        for thread in threading.enumerate():
+            if thread.name in ("penstock-_loop", "penstock-_keep_visible"):
+                thread.join(10)
+                assert not thread.is_alive()
+        broker.wait_until(lambda: broker.queue("jobs").bodies == [])
+
+
+def test_a_client_needs_no_block(broker: FakeBroker) -> None:
+    client = Client(broker.url)
+    client.queue("jobs").send(b"x")
+    client.close()
+    with pytest.raises(ClientClosed):
+        client.ping()
+
+
+def test_errors_and_ends_of_time_are_the_same_as_in_the_asynchronous_client(broker: FakeBroker) -> None:
+    broker.fault("Ping", SILENT)
+    with Client(broker.url, request_timeout=0.2) as client:
+        with pytest.raises(RequestTimeout):
+            client.ping()
+        with pytest.raises(QueueDoesNotExist):
+            client.queue("nowhere").send(b"x")
+        assert list(client.list_queues("jo")) == ["jobs"]
+
+
+def test_without_a_broker_the_first_call_fails_soon() -> None:
+    with FakeBroker() as broker:
+        url = broker.url
+    with Client(url, connect_timeout=0.2) as client, pytest.raises(NotConnected):
+        client.ping()
+
+
+def test_one_tls_connection_carries_both_directions_at_once(tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    with FakeBroker(tls=authority.server(mutual=True)) as broker:
+        broker.queue("jobs")
+        with Client(broker.url, tls=authority.client(certified=True)) as client, ThreadPoolExecutor(8) as pool:
+            queue = client.queue("jobs")
+            bodies = [os.urandom(50_000) for _ in range(60)]
+            for one in [pool.submit(queue.send, body) for body in bodies]:
+                one.result()
+            received = [message.body for one in [pool.submit(queue.receive, 10) for _ in range(6)] for message in one.result()]
+        assert sorted(received) == sorted(bodies)
+        with Client(broker.url, connect_timeout=0.3) as client, pytest.raises(NotConnected):
+            client.ping()
