@@ -192,6 +192,8 @@ class QueueService:
         if runtime.dropped:
             return
         queue = runtime.queue
+        if runtime.waiters and queue.fifo:
+            self._repeat_attempts(runtime)
         if runtime.waiters and queue.has_ready:
             self._serve(runtime)
         if runtime.waiters:
@@ -389,6 +391,19 @@ class QueueService:
                 return
             if waiter.credit:
                 waiters.append(waiter)
+
+    def _repeat_attempts(self, runtime: Runtime) -> None:
+        """Answers receives that were answered before, and waited for nothing but content from the store."""
+        now_ms = self._ports.now_ms()
+        for waiter in [waiter for waiter in runtime.waiters if waiter.attempt_id]:
+            if not waiter.call.answered and runtime.queue.knows_attempt(waiter.attempt_id, now_ms):
+                try:
+                    served = self._offer(runtime, waiter)
+                except PenstockError as error:
+                    waiter.call.fail(error)
+                    served = True
+                if served:
+                    runtime.waiters.remove(waiter)
 
     def _time_out(self, runtime: Runtime) -> None:
         """Answers receives that have waited long enough; none while a load may still bring something."""

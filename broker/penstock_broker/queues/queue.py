@@ -443,8 +443,9 @@ class Queue:
         delivery = self.deliveries.get(number) if number is not None else None
         if delivery is None:
             return None
-        runs = list(delivery.all_runs())
-        if any(run.waiting for run in runs):
+        # (Of a segment that was quarantined nothing can be repeated.)
+        runs = [run for run in delivery.all_runs() if self.segments.get(run.segment.first) is run.segment]
+        if not runs or any(run.waiting for run in runs):
             return None
         absent = [run.segment for run in runs if run.segment.columns is None]
         if absent:
@@ -456,6 +457,10 @@ class Queue:
             self._start_timer(run)
         self._dirty_deliveries[delivery.number] = delivery
         return self._reply(delivery, runs, visible_ms)
+
+    def knows_attempt(self, attempt_id: str, now_ms: int) -> bool:
+        """Whether this receive attempt was answered before: repeating it needs nothing that is ready."""
+        return bool(attempt_id) and self.fifo and self._deduplication.attempt(attempt_id, now_ms) in self.deliveries
 
     def _leave_delivery(self, run: Run) -> None:
         """A run that waited was taken anew: what is left of its old delivery must be written."""
