@@ -244,6 +244,8 @@ class QueueService:
             self.settle(runtime)
             return
         self._counters.loads += 1
+        if runtime.dropped:
+            return  # its content would count against the budget for ever
         now_ms = self._ports.now_ms()
         if isinstance(want, LoadContent):
             queue.loaded_content(want, rows, now_ms)
