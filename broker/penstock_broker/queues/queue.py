@@ -916,12 +916,12 @@ class Queue:
                 if row.first in self._dying:
                     continue
                 segment = self._segment_of(loaded)
-                self.segments[segment.first] = segment
+                self._hold(segment)
             elif segment.arrived:
                 continue
-            if segment.columns is None and row.payload is not None:
+            elif segment.columns is None and row.payload is not None:
                 segment.columns = Columns.unpack(row.payload)
-            self._count_content(segment.memory_bytes())
+                self._count_content(segment.memory_bytes())
             self._missing.pop(segment.first, None)
             if row.due_ms > now_ms:
                 segment.arrived = True
