@@ -16,6 +16,7 @@ from collections import deque
 from typing import Any
 
 import msgpack
+from penstock_protocol.errors import InvalidRequest
 from penstock_protocol.queue_messages import Failure, Run, SendReply
 from penstock_storage.interface import DeduplicationRow, LogId
 
@@ -28,6 +29,8 @@ KEY_BYTES = 16
 class _Producer:
     answers: dict[int, SendReply]
     used_ms: int
+    acknowledged: int = 0
+    """Every lower number has been answered, and its answer forgotten: what comes with one is a late copy."""
 
 
 def key_of(deduplication_id: str, group: str | None) -> bytes:
@@ -57,11 +60,16 @@ class Deduplication:
         self._forgotten_ms = 0
 
     def answered(self, producer: bytes, sequence: int, acknowledged: int, now_ms: int) -> SendReply | None:
-        """The answer a send got before, if this is a retry. Also forgets what the producer has acknowledged."""
+        """The answer a send got before, if this is a retry. Also forgets what the producer has acknowledged.
+
+        InvalidRequest for a send that was acknowledged: a copy that the network kept back is not to be stored again."""
         known = self._producers.get(producer)
         if known is None:
             return None
+        if sequence < known.acknowledged:
+            raise InvalidRequest(f"sequence {sequence} was answered, and acknowledged, before")
         known.used_ms = now_ms
+        known.acknowledged = max(known.acknowledged, acknowledged)
         for old in [number for number in known.answers if number < acknowledged]:
             del known.answers[old]
         return known.answers.get(sequence)
