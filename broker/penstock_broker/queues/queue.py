@@ -702,6 +702,7 @@ class Queue:
                         run.mask &= ~gone
                         if not run.waiting:
                             self._ready.settle(run, gone.bit_count(), 0, now_ms)
+                    if gone or not run.mask:
                         self._changed(delivery, run.segment.first)
         self._sweep_ms = max(oldest + self.settings.retention_ms, now_ms + limits.SECOND_MS)
 
