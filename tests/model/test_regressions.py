@@ -64,3 +64,14 @@ def test_a_repeated_attempt_brings_the_same_messages_although_their_content_has_
     assert bodies_of(again) == bodies_of(first) == [b"one", b"two"]
     assert [delivery.receive_count for delivery in again] == [1]
     assert not bench.delete(*receipts_of(again[0]))
+
+
+def test_what_is_sent_after_a_purge_is_received() -> None:
+    bench = Bench()
+    bench.send(b"one")
+    bench.commit()
+    assert bench.queue.purge(bench.now_ms) == 1
+    bench.commit()
+    bench.send(b"two")
+    bench.commit()
+    assert bodies_of(bench.receive()) == [b"two"]

@@ -1011,7 +1011,7 @@ class Queue:
         self._delayed_messages = self._unloaded_delayed = 0
         self._more = self._more_delayed = False
         self._skips += 1
-        self._cursor = (0, self._trim)
+        self._cursor = (0, self._trim - 1)
         self._delayed_cursor = (0, 2**63 - 1)
         self._sweep_ms = now_ms
         return count
