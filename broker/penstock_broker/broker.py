@@ -20,7 +20,7 @@ import trio
 from penstock_protocol.codec import Message
 from penstock_protocol.errors import InternalError, PenstockError
 from penstock_protocol.session_messages import Empty
-from penstock_storage.interface import Fenced, Store, StoreError
+from penstock_storage.interface import CommitUnknown, Fenced, Store, StoreError
 from penstock_storage.slots import SLOTS
 
 from penstock_broker.access import Keyring
@@ -184,6 +184,8 @@ class Broker:
                     removed = await self._ports.in_thread(self._store.sweep, incarnation, SWEEP_ROWS)
                 except StoreError as error:
                     log.warning("sweep failed", error=str(error))
+                    if isinstance(error, CommitUnknown):
+                        self.lane.doubt()
             await trio.sleep(0.05 if removed >= SWEEP_ROWS else SWEEP_IDLE_SECONDS)
 
     async def serve(self, stream: trio.abc.Stream) -> None:

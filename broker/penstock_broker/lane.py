@@ -157,6 +157,12 @@ class Lane:
         self._distrusted = True
         self._work.set()
 
+    def doubt(self) -> None:
+        """A commit outside of the lane (sweep, a new id) has an unknown outcome: the store refuses this incarnation from now
+        on, so the lane takes a new one before it commits again."""
+        self.incarnation = None
+        self._work.set()
+
     async def acquire(self) -> None:
         """Takes the slots under a new incarnation. StoreError when the store cannot be reached."""
         self.incarnation = None
@@ -181,6 +187,8 @@ class Lane:
                 for callback in batch.callbacks:
                     callback(StoreFailed())
                 self._discard_all(StoreFailed())
+            elif self.incarnation is None:
+                self._refuse(batch)
             else:
                 with trio.CancelScope(shield=True):
                     await self._commit(batch)
@@ -249,7 +257,11 @@ class Lane:
                 await trio.sleep(RETRY_SECONDS[min(attempt, len(RETRY_SECONDS) - 1)])
                 attempt += 1
             batch, self._batch = self._batch, _Batch()
-            for participant in batch.participants.values():
-                self._discarded(participant, StoreFailed())
-            for callback in batch.callbacks:
-                callback(StoreFailed())
+            self._refuse(batch)
+
+    def _refuse(self, batch: _Batch) -> None:
+        """What waits was decided while nothing could be committed: nothing of it happened."""
+        for participant in batch.participants.values():
+            self._discarded(participant, StoreFailed())
+        for callback in batch.callbacks:
+            callback(StoreFailed())

@@ -17,7 +17,7 @@ from penstock_protocol.errors import (
     StoreFailed,
 )
 from penstock_protocol.session_messages import Empty
-from penstock_storage.interface import LoadedSegment, LogId, Store, StoreError
+from penstock_storage.interface import CommitUnknown, LoadedSegment, LogId, Store, StoreError
 
 from penstock_broker.call import Call, NotReady
 from penstock_broker.catalog import Place, QueueRecord
@@ -51,6 +51,8 @@ class QueueAdmin:
         try:
             self._ids += [await self._ports.in_thread(self._store.next_id, incarnation) for _ in range(2)]
         except StoreError as error:
+            if isinstance(error, CommitUnknown):
+                self._service.lane.doubt()
             raise StoreFailed() from error
 
     def create(self, call: Call, request: messages.CreateQueue) -> None:
