@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 from penstock_protocol.errors import InvalidRequest
+from penstock_storage.interface import Commit
 
 from tests.model.bench import Bench, bodies_of, receipts_of
 
@@ -75,3 +76,34 @@ def test_what_is_sent_after_a_purge_is_received() -> None:
     bench.send(b"two")
     bench.commit()
     assert bodies_of(bench.receive()) == [b"two"]
+
+
+def test_a_clock_that_was_set_back_delays_nothing_again() -> None:
+    bench = Bench()
+    bench.send(b"one", b"two", b"three", delays_ms=[1_000, 1_000, 1_000])
+    bench.commit()
+    bench.now_ms += 2_000
+    (delivery,) = bench.receive(2)
+    assert not bench.delete(receipts_of(delivery)[0])
+    bench.commit()
+    bench.now_ms -= 3_600_000
+    bench.reload()
+    assert bodies_of(bench.receive()) == [b"three"]
+    assert (bench.queue.delayed, bench.queue.in_flight, bench.queue.messages) == (0, 2, 2)
+
+
+def test_delayed_messages_that_a_page_brings_before_their_commit_returns_are_counted_once() -> None:
+    bench = Bench()
+    bench.send(b"one", delays_ms=[1_000])
+    bench.commit()
+    bench.reload()
+    bench.send(b"two", b"three", delays_ms=[5_000, 5_000])
+    commit = Commit()
+    publication = bench.queue.collect(commit, bench.now_ms)
+    bench.store.commit(bench.incarnation, commit)
+    bench.page_in()
+    bench.queue.publish(publication)
+    assert bench.queue.delayed == 3
+    bench.now_ms += 10_000
+    assert bodies_of(bench.receive()) == [b"one", b"two", b"three"]
+    assert bench.queue.delayed == 0

@@ -195,6 +195,9 @@ class Queue:
             segment = queue._segment_of(loaded)
             segment.arrived = False
             queue.segments[segment.first] = segment
+            if segment.due_ms > now_ms:
+                # It was received before, so it was due: the clock was set back since. It is not delayed again.
+                queue._unloaded_delayed -= segment.live
         for delivery_row in deliveries:
             queue._restore_delivery(delivery_row, now_ms)
         queue._deduplication.restore(deduplication)
@@ -657,7 +660,7 @@ class Queue:
                 woke = True
         while self._delayed and self._delayed[0][0] <= now_ms:
             _, _, segment = heapq.heappop(self._delayed)
-            self._delayed_messages -= segment.count
+            self._delayed_messages -= segment.live
             if segment.live:
                 woke = self._arrive(segment) or woke
         if now_ms >= self._sweep_ms:
@@ -834,8 +837,8 @@ class Queue:
         if len(self._delayed) > 2 * limits.DELAYED_SEGMENTS:
             self._delayed.sort()
             for _, _, dropped in self._delayed[limits.DELAYED_SEGMENTS :]:
-                self._delayed_messages -= dropped.count
-                self._unloaded_delayed += dropped.count
+                self._delayed_messages -= dropped.live
+                self._unloaded_delayed += dropped.live
                 self._drop_content(dropped)
                 del self.segments[dropped.first]
             del self._delayed[limits.DELAYED_SEGMENTS :]
@@ -845,7 +848,7 @@ class Queue:
 
     def _push_delayed(self, segment: Segment) -> None:
         heapq.heappush(self._delayed, (segment.due_ms, segment.first, segment))
-        self._delayed_messages += segment.count
+        self._delayed_messages += segment.live
 
     def _hold(self, segment: Segment) -> None:
         self.segments[segment.first] = segment
@@ -901,34 +904,36 @@ class Queue:
         """Takes up a page; `complete` says that the store had no more. Whether anything became visible."""
         woke = False
         delayed = want.until_due_ms != 0
+        committing = {segment.first for segment in self._committing}
         for loaded in rows:
             row = loaded.segment
             key = (row.due_ms, row.first)
             if delayed:
                 self._delayed_cursor = max(self._delayed_cursor, key)
-                if row.due_ms > self._loaded_ms:
-                    self._unloaded_delayed -= row.count
-            else:
+            elif row.first not in committing:
                 self._cursor = max(self._cursor, key)
-            if row.first < self._trim:
-                continue
+            if row.first < self._trim or row.first in committing:
+                continue  # (What is being committed is about to be published.)
             segment = self.segments.get(row.first)
+            was_due = row.due_ms <= now_ms or segment is not None
             if segment is None:
                 if row.first in self._dying:
                     continue
                 segment = self._segment_of(loaded)
                 self._hold(segment)
+                if row.due_ms > self._loaded_ms:
+                    self._unloaded_delayed -= segment.live
             elif segment.arrived:
                 continue
             elif segment.columns is None and row.payload is not None:
                 segment.columns = Columns.unpack(row.payload)
                 self._count_content(segment.memory_bytes())
             self._missing.pop(segment.first, None)
-            if row.due_ms > now_ms:
+            if was_due:
+                woke = self._arrive(segment) or woke
+            else:
                 segment.arrived = True
                 self._push_delayed(segment)
-            else:
-                woke = self._arrive(segment) or woke
             self._drop_delivered_content(segment)
         self._load_ended()
         if delayed:
