@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.broker_process import BrokerProcess, running_broker
 from tests.clients.fake_broker import FakeBroker
 
 
@@ -23,3 +24,10 @@ def broker() -> Iterator[FakeBroker]:
         fake.queue("orders.fifo")
         yield fake
         assert fake.violations == []
+
+
+@pytest.fixture(scope="session")
+def real_broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BrokerProcess]:
+    """A real broker on SQLite, shared by the tests that leave it running."""
+    with running_broker(tmp_path_factory.mktemp("broker")) as broker:
+        yield broker

@@ -22,9 +22,9 @@ from penstock.types import AccessKeyInfo, settings_to_wire
 class AsyncClient:
     """A client of a Penstock broker.
 
-        >>> async with AsyncClient("penstock://127.0.0.1:4567") as client:
+        >>> async with AsyncClient() as client:
         ...     queue = await client.create_queue("jobs")
-        ...     await queue.send("hello")
+        ...     sent = await queue.send("hello")
         ...     [message] = await queue.receive()
         ...     await message.delete()
 

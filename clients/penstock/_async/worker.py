@@ -39,6 +39,9 @@ class AsyncWorker:
         ...     print(message.text)
         >>> worker = AsyncWorker(queue, handle, concurrency=5)
         >>> await worker.run(idle_seconds=0.2)
+        hello
+        >>> worker.processed
+        1
 
     `run` ends after `stop`, or after `idle_seconds` without a message: what is in hand is finished, for at most `grace` seconds,
     the rest goes back to the queue. `processed`, `failed` and `lost` (messages whose time ran out, or whose end could not be

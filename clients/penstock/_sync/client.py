@@ -22,9 +22,9 @@ from penstock_protocol import session_messages as session
 class Client:
     """A client of a Penstock broker.
 
-        >>> with Client("penstock://127.0.0.1:4567") as client:
+        >>> with Client() as client:
         ...     queue = client.create_queue("jobs")
-        ...     queue.send("hello")
+        ...     sent = queue.send("hello")
         ...     [message] = queue.receive()
         ...     message.delete()
 

@@ -96,7 +96,7 @@ class Queue:
 
             >>> sent = queue.send("hello", attributes={"kind": "greeting"})
             >>> sent.message_id
-            '…'
+            '00000000-0000-...'
         """
         more = None
         if attributes or delay_seconds is not None or group is not None or deduplication_id is not None or trace is not None:
