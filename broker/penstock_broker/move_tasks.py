@@ -260,8 +260,12 @@ class MoveTasks:
         if source_record is None:
             raise QueueDoesNotExist(f"the source queue {task.source!r} was deleted")
         await service.load(source_record)
-        targets = {name: await self._loaded(task.place, name) for name in self._targets(task, source_record)}
+        names = self._targets(task, source_record)
+        for name in names:
+            await self._load(task.place, name)
+        # Nothing waits from here to the commit: a queue that was dropped while another was loaded must not be used.
         source = service.runtimes.get(source_record.log_id)
+        targets = {name: runtime for name in names if (runtime := self._loaded(task.place, name)) is not None}
         if source is None:
             raise StoreFailed()
         now_ms = self._ports.now_ms()
@@ -269,23 +273,22 @@ class MoveTasks:
         if not taken.runs and (taken.missing or source.queue.may_load):
             service.settle(source)
             await trio.sleep(0.01)
-        moved = 0
+        moving, missing = len(taken.runs), ""
         for place, run in enumerate(taken.runs):
-            names = self._names(task, run)
-            missing = [name for name in names if name not in targets or targets[name] is None]
-            if missing:
-                for rest in taken.runs[place:]:
-                    source.queue.put_back(rest)
-                service.settle(source)
-                await self._finish(task, source, moved)
-                where = repr(missing[0]) if missing[0] else "no queue"
-                raise QueueDoesNotExist(f"messages came from {where}, which does not exist: name a destination")
-            moved += self._bury(source, run, names, targets, now_ms)
-        for name in targets:
-            runtime = targets[name]
-            if runtime is not None:
-                service.lane.touch(runtime.queue)
+            unknown = [name for name in self._names(task, run) if name not in targets]
+            if unknown:
+                moving, missing = place, repr(unknown[0]) if unknown[0] else "no queue"
+                break
+        for rest in taken.runs[moving:]:
+            source.queue.put_back(rest)
+        moved = self._bury(task, source, taken.runs[:moving], targets, now_ms)
+        for runtime in targets.values():
+            service.lane.touch(runtime.queue)
+        if missing:
+            service.settle(source)
         await self._finish(task, source, moved)
+        if missing:
+            raise QueueDoesNotExist(f"messages came from {missing}, which does not exist: name a destination")
         return moved
 
     async def _finish(self, task: Task, source: Runtime, moved: int) -> None:
@@ -299,12 +302,20 @@ class MoveTasks:
             task.moved -= moved
             raise
 
-    async def _loaded(self, place: Place, name: str) -> Runtime | None:
+    async def _load(self, place: Place, name: str) -> None:
+        record = self._service.catalog.get(place, name)
+        if record is not None:
+            await self._service.load(record)
+
+    def _loaded(self, place: Place, name: str) -> Runtime | None:
+        """None when there is no such queue; StoreFailed when it is not loaded."""
         record = self._service.catalog.get(place, name)
         if record is None:
             return None
-        await self._service.load(record)
-        return self._service.runtimes.get(record.log_id)
+        runtime = self._service.runtimes.get(record.log_id)
+        if runtime is None:
+            raise StoreFailed()
+        return runtime
 
     def _targets(self, task: Task, source: QueueRecord) -> list[str]:
         if task.destination:
@@ -320,22 +331,16 @@ class MoveTasks:
         sources = columns.sources or [None] * run.segment.count
         return sorted({sources[index] or "" for index in range(run.segment.count) if run.mask >> index & 1})
 
-    def _bury(self, source: Runtime, run: Run, names: list[str], targets: dict[str, Runtime | None], now_ms: int) -> int:
+    def _bury(self, task: Task, source: Runtime, runs: list[Run], targets: dict[str, Runtime], now_ms: int) -> int:
+        """Hands messages to the queues they go to. All runs at once: the content of a segment goes when none needs it."""
         moved = 0
         columns: Columns
-        for columns, index, _ in source.queue.bury([run]):
-            name = task_target(columns, index, names)
-            target = targets[name]
-            assert target is not None
-            target.queue.adopt(columns, index, {}, now_ms, now_ms)
+        for columns, index, _ in source.queue.bury(runs):
+            name = task.destination
+            if not name:
+                assert columns.sources is not None
+                name = str(columns.sources[index])
+            targets[name].queue.adopt(columns, index, {}, now_ms, now_ms)
             source.queue.counters.redriven += 1
             moved += 1
         return moved
-
-
-def task_target(columns: Columns, index: int, names: list[str]) -> str:
-    """The queue one message goes to: the only one there is, or the one it came from."""
-    if len(names) == 1:
-        return names[0]
-    assert columns.sources is not None
-    return str(columns.sources[index])
