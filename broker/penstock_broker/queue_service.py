@@ -310,6 +310,12 @@ class QueueService:
         now_ms = self._ports.now_ms()
         limit = waiter.max_messages if waiter.credit is None else min(waiter.credit, PUSH_MESSAGES)
         dead_letter = self._dead_letter_runtime(runtime)
+        if dead_letter is None and self._dead_letter_record(runtime.record) is not None:
+            # It was dropped after this waiter came. Without it a message might be given out too often.
+            if not runtime.awaits_dead_letter:
+                runtime.awaits_dead_letter = True
+                self._start(self._load_dead_letter, runtime)
+            return False
         while True:
             try:
                 reply, taken = queue.receive(
@@ -355,6 +361,19 @@ class QueueService:
     def _dead_letter_runtime(self, runtime: Runtime) -> Runtime | None:
         record = self._dead_letter_record(runtime.record)
         return self.runtimes.get(record.log_id) if record is not None else None
+
+    async def _load_dead_letter(self, runtime: Runtime) -> None:
+        """Loads the dead-letter queue that waiters of this queue need, however long it takes."""
+        while not runtime.dropped and self._dead_letter_runtime(runtime) is None:
+            record = self._dead_letter_record(runtime.record)
+            if record is None:
+                break
+            try:
+                await self.load(record)
+            except PenstockError:
+                await trio.sleep(1.0)
+        runtime.awaits_dead_letter = False
+        self.settle(runtime)
 
     def _bury(self, source: Runtime, dead: list[Run], target: Runtime, now_ms: int) -> None:
         """Moves messages to the dead-letter queue, in the commit that everything else of now is in."""

@@ -41,3 +41,5 @@ class Runtime:
     used: int = 0
     """Grows with each use: the least recently used queue gives up memory first."""
     dropped: bool = False
+    awaits_dead_letter: bool = False
+    """Its dead-letter queue is being loaded for those who wait."""
