@@ -31,6 +31,7 @@ from penstock_broker.ports import Ports
 from penstock_broker.queue_service import QueueService
 from penstock_broker.queues import limits
 from penstock_broker.queues.segment import Columns, Run
+from penstock_broker.queues.settings import is_fifo
 from penstock_broker.runtime import Runtime
 
 log = structlog.get_logger()
@@ -159,6 +160,8 @@ class MoveTasks:
             destination = self._service.record(call.caller, request.destination)
             if destination.log_id == record.log_id:
                 raise InvalidRequest("destination: a queue's messages cannot be moved to itself")
+            if is_fifo(destination.name) != is_fifo(record.name):
+                raise InvalidRequest("destination: messages are moved between FIFO queues, or between standard queues")
         known = self._of(record.place, record.name)
         if any(task.state in (RUNNING, CANCELLING) for task in known):
             raise ResourceBusy(f"a move task of {request.source!r} is running; one at a time")

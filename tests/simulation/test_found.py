@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 
+import pytest
 import trio
 from penstock_protocol import queue_messages as q
+from penstock_protocol.errors import InvalidRequest, StoreFailed
 
 from tests.simulation.link import Link, insist
 from tests.simulation.weather import Weather
@@ -73,5 +75,40 @@ def test_what_a_failing_move_task_has_moved_is_there_after_a_crash() -> None:
         await world.restart()
         assert await _receive(link, "q") == [b"one"]
         assert await _receive(link, "dead") == [b"two"]
+
+    _tell(story)
+
+
+def test_a_waiting_receive_does_not_forget_the_dead_letter_queue_when_that_was_dropped() -> None:
+    async def story(world: World, link: Link) -> None:
+        await _dead_letter(link, "q", "dead", b"one")
+        await insist(link, q.SendMessages("q", [b"two"]))
+        assert await _receive(link, "q", visibility_ms=2_000) == [b"two"]
+        other = Link(world, "other")
+        got: list[list[bytes]] = []
+
+        async def wait() -> None:
+            got.append(await _receive(other, "q", wait_ms=5_000))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(wait)
+            await trio.sleep(0.5)
+            assert world.life is not None and world.life.broker is not None
+            queues = world.life.broker.queues
+            (dead,) = [runtime for runtime in queues.runtimes.values() if runtime.record.name == "dead"]
+            queues.drop(dead, StoreFailed())
+        assert got == [[]]
+        assert sorted(await _receive(link, "dead")) == [b"one", b"two"]
+
+    _tell(story)
+
+
+def test_messages_are_not_moved_between_fifo_and_standard_queues() -> None:
+    async def story(world: World, link: Link) -> None:
+        await _dead_letter(link, "q", "dead", b"one")
+        await insist(link, q.CreateQueue("f.fifo"))
+        with pytest.raises(InvalidRequest):
+            await link.call(q.StartMoveTask("dead", "f.fifo"))
+        assert await _receive(link, "dead") == [b"one"]
 
     _tell(story)
