@@ -8,7 +8,7 @@ import struct
 import uuid
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol, TypedDict
 
 from penstock_protocol import queue_messages as wire
 
@@ -306,6 +306,49 @@ class AccessKeyInfo:
     role: str
     description: str
     created_at: datetime
+
+
+class Named(Protocol):
+    """A queue object."""
+
+    @property
+    def name(self) -> str:
+        """Its name."""
+
+
+class QueueSettings(TypedDict, total=False):
+    """Settings of a queue, as create_queue and set take them; None is the default. Times are seconds."""
+
+    visibility_timeout: float | None
+    """How long a received message is hidden: 0 to 12 hours (30)."""
+    delay: float | None
+    """How long a new message is hidden (0)."""
+    retention: float | None
+    """How long a message is kept: 60 seconds to 14 days (4 days)."""
+    receive_wait: float | None
+    """How long a receive waits that names no time itself: 0 to 20 (0)."""
+    max_message_bytes: int | None
+    """Body and attributes of one message (1 MiB)."""
+    dead_letter_queue: str | Named | None
+    """Where messages go that were received max_receive_count times (none)."""
+    max_receive_count: int | None
+    """Receives before a message goes there (10)."""
+    redrive_allow: Literal["allow_all", "deny_all", "by_queue"] | None
+    """Which queues may use this one as their dead-letter queue."""
+    redrive_sources: list[str] | None
+    """Those that may, with by_queue."""
+    max_in_flight: int | None
+    """Messages that may be received and not yet deleted (120,000)."""
+    max_messages: int | None
+    """Messages the queue may hold (0: no limit)."""
+    max_bytes: int | None
+    """Bytes of bodies the queue may hold (0: no limit)."""
+    content_based_deduplication: bool | None
+    """FIFO: the SHA-256 of the body is the deduplication id where none is given (False)."""
+    deduplication_scope: Literal["queue", "message_group"] | None
+    """FIFO: within what a deduplication id counts."""
+    fifo_throughput_limit: Literal["per_queue", "per_message_group"] | None
+    """FIFO: kept for SQS; there is no such limit here."""
 
 
 _DURATIONS = {"visibility_timeout", "delay", "retention", "receive_wait"}

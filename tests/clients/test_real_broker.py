@@ -86,7 +86,8 @@ async def test_settings_tags_counts_peeking_and_purging(real_broker: BrokerProce
         with pytest.raises(ResourceInUse):
             await client.create_queue("settings", visibility_timeout=99)
         with pytest.raises(InvalidAttribute):
-            await queue.set(no_such_setting=1)
+            unknown: Any = {"no_such_setting": 1}
+            await queue.set(**unknown)
         await queue.tag(stage="test")
         await queue.untag("team")
         info = await queue.set(max_messages=3)

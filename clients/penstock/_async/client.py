@@ -6,7 +6,7 @@ import ssl
 from collections.abc import AsyncIterator, Mapping
 from datetime import UTC, datetime
 from types import TracebackType
-from typing import Any, cast
+from typing import Any, Unpack, cast
 
 from penstock_protocol import queue_messages as wire
 from penstock_protocol import session_messages as session
@@ -16,7 +16,7 @@ from penstock._async.batching import Sequences
 from penstock._async.link import AsyncLink
 from penstock._async.queue import AsyncQueue
 from penstock.options import make_options
-from penstock.types import AccessKeyInfo, settings_to_wire
+from penstock.types import AccessKeyInfo, QueueSettings, settings_to_wire
 
 
 class AsyncClient:
@@ -88,7 +88,9 @@ class AsyncClient:
                 queue = self._queues[name] = AsyncQueue(self, name)
             return queue
 
-    async def create_queue(self, name: str, *, tags: Mapping[str, str] | None = None, **settings: Any) -> AsyncQueue:
+    async def create_queue(
+        self, name: str, *, tags: Mapping[str, str] | None = None, **settings: Unpack[QueueSettings]
+    ) -> AsyncQueue:
         """Creates a queue, or finds it if it exists with these settings (else ResourceInUse).
 
         A name that ends in `.fifo` makes a FIFO queue. Settings (seconds and bytes): visibility_timeout (30), delay (0),
@@ -99,7 +101,9 @@ class AsyncClient:
         InvalidName and InvalidAttribute say what is allowed.
         """
         request = wire.CreateQueue(
-            name, settings_to_wire(settings), [wire.Tag(key, value) for key, value in (tags or {}).items()]
+            name,
+            settings_to_wire(cast(Mapping[str, Any], settings)),
+            [wire.Tag(key, value) for key, value in (tags or {}).items()],
         )
         await self.link.call(request)
         return self.queue(name)

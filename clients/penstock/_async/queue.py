@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import AsyncIterator, Iterable, Mapping
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final, Unpack, cast
 
 from penstock_protocol import queue_messages as wire
 
@@ -18,6 +18,7 @@ from penstock.types import (
     OutgoingMessage,
     PeekedMessage,
     QueueInfo,
+    QueueSettings,
     ReceiptHandle,
     ReceivedMessage,
     SentMessage,
@@ -274,9 +275,9 @@ class AsyncQueue:
 
     # Changing the queue
 
-    async def set(self, **settings: Any) -> QueueInfo:
+    async def set(self, **settings: Unpack[QueueSettings]) -> QueueInfo:
         """Changes settings, named as in AsyncClient.create_queue; None resets one to its default."""
-        request = wire.SetQueueSettings(self.name, settings_to_wire(settings))
+        request = wire.SetQueueSettings(self.name, settings_to_wire(cast(Mapping[str, Any], settings)))
         return QueueInfo.of(cast(wire.QueueDescription, await self._link.call(request)))
 
     async def tag(self, **tags: str) -> None:

@@ -7,14 +7,14 @@ import ssl
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from types import TracebackType
-from typing import Any, cast
+from typing import Any, Unpack, cast
 
 from penstock import _backend_threads as backend
 from penstock._sync.batching import Sequences
 from penstock._sync.link import Link
 from penstock._sync.queue import Queue
 from penstock.options import make_options
-from penstock.types import AccessKeyInfo, settings_to_wire
+from penstock.types import AccessKeyInfo, QueueSettings, settings_to_wire
 from penstock_protocol import queue_messages as wire
 from penstock_protocol import session_messages as session
 
@@ -86,7 +86,7 @@ class Client:
                 queue = self._queues[name] = Queue(self, name)
             return queue
 
-    def create_queue(self, name: str, *, tags: Mapping[str, str] | None = None, **settings: Any) -> Queue:
+    def create_queue(self, name: str, *, tags: Mapping[str, str] | None = None, **settings: Unpack[QueueSettings]) -> Queue:
         """Creates a queue, or finds it if it exists with these settings (else ResourceInUse).
 
         A name that ends in `.fifo` makes a FIFO queue. Settings (seconds and bytes): visibility_timeout (30), delay (0),
@@ -97,7 +97,9 @@ class Client:
         InvalidName and InvalidAttribute say what is allowed.
         """
         request = wire.CreateQueue(
-            name, settings_to_wire(settings), [wire.Tag(key, value) for key, value in (tags or {}).items()]
+            name,
+            settings_to_wire(cast(Mapping[str, Any], settings)),
+            [wire.Tag(key, value) for key, value in (tags or {}).items()],
         )
         self.link.call(request)
         return self.queue(name)

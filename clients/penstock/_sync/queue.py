@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final, Unpack, cast
 
 from penstock import _backend_threads as backend
 from penstock._sync.batching import SendBatch, Sender, Settler, batches_of
@@ -17,6 +17,7 @@ from penstock.types import (
     OutgoingMessage,
     PeekedMessage,
     QueueInfo,
+    QueueSettings,
     ReceiptHandle,
     ReceivedMessage,
     SentMessage,
@@ -270,9 +271,9 @@ class Queue:
 
     # Changing the queue
 
-    def set(self, **settings: Any) -> QueueInfo:
+    def set(self, **settings: Unpack[QueueSettings]) -> QueueInfo:
         """Changes settings, named as in Client.create_queue; None resets one to its default."""
-        request = wire.SetQueueSettings(self.name, settings_to_wire(settings))
+        request = wire.SetQueueSettings(self.name, settings_to_wire(cast(Mapping[str, Any], settings)))
         return QueueInfo.of(cast(wire.QueueDescription, self._link.call(request)))
 
     def tag(self, **tags: str) -> None:
