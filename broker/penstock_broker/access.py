@@ -73,6 +73,10 @@ class Keyring:
         """Puts a key in force."""
         self._rows[row.key_id] = row
 
+    def replace(self, rows: list[CredentialRow]) -> None:
+        """These are all the keys there are."""
+        self._rows = {row.key_id: row for row in rows}
+
     def remove(self, key_id: str) -> CredentialRow | None:
         """Takes a key out of force."""
         return self._rows.pop(key_id, None)

@@ -101,6 +101,7 @@ class Broker:
             published=self.queues.published,
             discarded=self.queues.discarded,
             discard_all=self.queues.drop_all,
+            learn=self._learn,
         )
         await self.lane.acquire()
         self.moves = MoveTasks(self.queues, store, ports, self._start)
@@ -138,6 +139,18 @@ class Broker:
         }
         self.handlers = handlers
         self.dispatcher = Dispatcher(handlers, self.queues, self.lane, self._start)
+
+    async def _learn(self) -> Callable[[], None]:
+        """Reads the resources again: a commit of unknown outcome may have made, changed or removed some."""
+        rows = await self._ports.in_thread(self._store.load_resources)
+        credentials = await self._ports.in_thread(self._store.load_credentials)
+
+        def put_in_force() -> None:
+            self.catalog.replace(QueueRecord.from_row(row) for row in rows if row.kind == QUEUE)
+            self.moves.learn(row for row in rows if row.kind == MOVE_TASK)
+            self.keyring.replace(credentials)
+
+        return put_in_force
 
     def _start(self, function: Callable[..., Any], *arguments: Any) -> None:
         """Starts a background task; a defect in it is logged and counted, and costs nothing else."""

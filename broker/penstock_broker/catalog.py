@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, Final
 
 from penstock_storage.interface import LogId, ResourceRow
@@ -89,6 +89,12 @@ class QueueCatalog:
     def put(self, record: QueueRecord) -> None:
         """Adds or replaces."""
         self._queues[record.place, record.name] = record
+
+    def replace(self, records: Iterable[QueueRecord]) -> None:
+        """These are all there are. (Of two with one name the newer one counts.)"""
+        self._queues = {}
+        for record in records:
+            self.put(record)
 
     def remove(self, record: QueueRecord) -> None:
         """Forgets; no error when it is not there."""

@@ -11,7 +11,7 @@ new incarnation before it commits again; the store makes sure that the lost comm
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Protocol
 
 import structlog
@@ -67,7 +67,8 @@ class _Batch:
 
 class Lane:
     """One commit after the other. `published` is called with each participant after its publish, `discarded` with each
-    whose memory is not to be trusted any more, `discard_all` when nobody's is."""
+    whose memory is not to be trusted any more, `discard_all` when nobody's is. `learn` reads what is kept in memory for
+    good (StoreError when it cannot) and returns what puts that in force; it is called after a doubt."""
 
     def __init__(
         self,
@@ -80,6 +81,7 @@ class Lane:
         published: Callable[[Participant, bool], None],
         discarded: Callable[[Participant, PenstockError], None],
         discard_all: Callable[[PenstockError], None],
+        learn: Callable[[], Awaitable[Callable[[], None]]],
     ) -> None:
         self._store = store
         self._ports = ports
@@ -89,6 +91,7 @@ class Lane:
         self._published = published
         self._discarded = discarded
         self._discard_all = discard_all
+        self._learn = learn
         self._distrusted = False
         self._batch = _Batch()
         self._running_bytes = 0
@@ -249,15 +252,23 @@ class Lane:
         """Gets a new incarnation, however long it takes; what asks meanwhile is refused at once."""
         attempt = 0
         while self.incarnation is None:
+            put_in_force: Callable[[], None] | None = None
             try:
                 with trio.CancelScope(shield=True):
                     await self.acquire()
+                    put_in_force = await self._learn()
             except StoreError as error:
+                self.incarnation = None
                 log.error("store not reachable", error=str(error))
                 await trio.sleep(RETRY_SECONDS[min(attempt, len(RETRY_SECONDS) - 1)])
                 attempt += 1
             batch, self._batch = self._batch, _Batch()
             self._refuse(batch)
+            if put_in_force is not None:
+                # A commit of unknown outcome may have landed after a queue was loaded anew: only now it certainly has, or
+                # never will.
+                self._discard_all(StoreFailed())
+                put_in_force()
 
     def _refuse(self, batch: _Batch) -> None:
         """What waits was decided while nothing could be committed: nothing of it happened."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import structlog
 import trio
@@ -129,6 +129,15 @@ class MoveTasks:
                 self._start(self._run, task)
             elif task.state == CANCELLING:
                 task.state = CANCELLED
+
+    def learn(self, rows: Iterable[ResourceRow]) -> None:
+        """Takes up tasks whose start had an unknown outcome and has happened."""
+        for row in rows:
+            if row.resource_id not in self._tasks:
+                self.restore(row)
+                task = self._tasks[row.resource_id]
+                if task.state == RUNNING:
+                    self._start(self._run, task)
 
     def _of(self, place: Place, source: str) -> list[Task]:
         return sorted(

@@ -71,6 +71,8 @@ class QueueService:
         self._start = start
         self.runtimes: dict[LogId, Runtime] = {}
         self._loading: dict[LogId, trio.Event] = {}
+        self._generation = 0
+        """Grows when all memory is discarded: what was read before must not be used."""
         self._alarms: list[tuple[int, int, Runtime]] = []
         self._alarm_number = 0
         self._earlier = trio.Event()
@@ -119,6 +121,7 @@ class QueueService:
             await running.wait()
             return
         self._loading[record.log_id] = done = trio.Event()
+        generation = self._generation
         try:
             queue = await self._ports.in_thread(self._restore, record)
         except KeyError:
@@ -131,8 +134,11 @@ class QueueService:
             del self._loading[record.log_id]
             done.set()
         self._counters.loads += 1
-        if self.catalog.get(record.place, record.name) is not None:
-            current = self.catalog.get(record.place, record.name) or record
+        if generation != self._generation:
+            queue.shed()
+            raise StoreFailed("the store was in doubt while the queue was loaded")
+        current = self.catalog.get(record.place, record.name)
+        if current is not None and current.log_id == record.log_id:
             queue.settings = current.settings
             self.runtimes[record.log_id] = runtime = Runtime(current, queue)
             self.settle(runtime)
@@ -183,7 +189,8 @@ class QueueService:
         runtime.consumers.clear()
 
     def drop_all(self, error: PenstockError) -> None:
-        """Forgets every loaded queue."""
+        """Forgets every loaded queue, and those that are being loaded."""
+        self._generation += 1
         for runtime in list(self.runtimes.values()):
             self.drop(runtime, error)
 

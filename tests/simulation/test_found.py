@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from unittest import mock
 
 import pytest
 import trio
 from penstock_protocol import queue_messages as q
-from penstock_protocol.errors import InvalidRequest, StoreFailed
+from penstock_protocol.errors import InvalidRequest, OutcomeUnknown, StoreFailed
+from penstock_storage.interface import Commit, CommitUnknown, Incarnation, StoreUnreachable
 
 from tests.simulation.link import Link, insist
 from tests.simulation.weather import Weather
@@ -110,5 +112,64 @@ def test_messages_are_not_moved_between_fifo_and_standard_queues() -> None:
         with pytest.raises(InvalidRequest):
             await link.call(q.StartMoveTask("dead", "f.fifo"))
         assert await _receive(link, "dead") == [b"one"]
+
+    _tell(story)
+
+
+def test_what_was_loaded_before_a_late_commit_landed_is_not_believed() -> None:
+    async def story(world: World, link: Link) -> None:
+        await insist(link, q.CreateQueue("q"))
+        await insist(link, q.SendMessages("q", [b"zero"]))
+        assert world.life is not None and world.life.broker is not None
+        broker = world.life.broker
+        store = broker.queues._store
+        commit, acquire = store.commit, store.acquire
+        late: list[tuple[Incarnation, Commit]] = []
+
+        def broken(incarnation: Incarnation, rows: Commit) -> None:
+            late.append((incarnation, rows))
+            raise CommitUnknown("the connection broke")
+
+        def slow(node: str, address: str, now_ms: int) -> Incarnation:
+            if not loaded:
+                raise StoreUnreachable("not yet")
+            for incarnation, rows in late:
+                commit(incarnation, rows)
+            return acquire(node, address, now_ms)
+
+        loaded: list[bool] = []
+        with mock.patch.object(store, "commit", broken), mock.patch.object(store, "acquire", slow):
+            send = q.SendMessages("q", [b"one"], sequence=1)
+            with pytest.raises(OutcomeUnknown):
+                await link.call(send)
+            # The queue is loaded while the commit is still on its way, then the commit lands.
+            await link.call(q.QueueName("q"), "DescribeQueue")
+            loaded.append(True)
+            await trio.sleep(3)
+        await insist(link, send)
+        await world.restart()
+        assert await _receive(link, "q") == [b"zero", b"one"]
+
+    _tell(story)
+
+
+def test_a_queue_whose_removal_had_an_unknown_outcome_can_be_made_again() -> None:
+    async def story(world: World, link: Link) -> None:
+        await insist(link, q.CreateQueue("q"))
+        assert world.life is not None and world.life.broker is not None
+        store = world.life.broker.queues._store
+        commit = store.commit
+
+        def broken(incarnation: Incarnation, rows: Commit) -> None:
+            commit(incarnation, rows)
+            raise CommitUnknown("the connection broke")
+
+        with mock.patch.object(store, "commit", broken), pytest.raises(OutcomeUnknown):
+            await link.call(q.QueueName("q"), "DeleteQueue")
+        await trio.sleep(3)
+        await link.call(q.CreateQueue("q"))
+        await link.call(q.SendMessages("q", [b"one"]))
+        await world.restart()
+        assert await _receive(link, "q") == [b"one"]
 
     _tell(story)
