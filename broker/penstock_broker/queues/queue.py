@@ -455,6 +455,7 @@ class Queue:
             for segment in absent:
                 self._missing[segment.first] = segment
             return messages.ReceiveReply(self.log_id, [], 0)
+        runs.sort(key=lambda run: run.lowest_sequence)
         for run in runs:
             run.visible_ms = visible_ms
             self._start_timer(run)
