@@ -883,12 +883,18 @@ class Queue:
         if self._missing:
             keys = [segment.key(self.log_id) for segment in self._missing.values()]
             want = LoadContent(keys[: limits.PAGE_SEGMENTS])
-        elif self._more and self._ready.messages < self._low_water and self.content_bytes < limits.CONTENT_BYTES:
+        elif self._more and self._ready.messages < self._low_water and self._has_content_room:
             want = LoadArrivals(self._cursor, 0, self._skips)
         elif self._more_delayed and len(self._delayed) < limits.DELAYED_SEGMENTS // 2:
             want = LoadArrivals(self._delayed_cursor, _FOREVER_MS, self._skips)
         self._loading = want is not None
         return want
+
+    @property
+    def _has_content_room(self) -> bool:
+        # What is in memory may be content that is not served now (delayed, or in flight): with nothing ready a page is
+        # needed whatever it costs.
+        return self.content_bytes < limits.CONTENT_BYTES or not self._ready.messages
 
     def _segment_of(self, loaded: LoadedSegment) -> Segment:
         row, state = loaded.segment, loaded.state
