@@ -162,6 +162,8 @@ class Queue:
         self._delayed_messages = 0
         self._last_due_ms = 0
         self._missing: dict[int, Segment] = {}
+        # Due, but without content; on a FIFO queue also what became due behind them.
+        self._owed: dict[int, Segment] = {}
         self._loading = False
         # Dead segments that a load may still bring: until their end is durable, and no load began before that.
         self._dying: set[int] = set()
@@ -670,9 +672,11 @@ class Queue:
 
     def _arrive(self, segment: Segment) -> bool:
         """Messages of a resident segment become visible for the first time."""
-        if segment.columns is None:
+        if segment.columns is None or (self.fifo and self._owed):
             segment.arrived = False
-            self._missing[segment.first] = segment
+            self._owed[segment.first] = segment
+            if segment.columns is None:
+                self._missing[segment.first] = segment
             return False
         segment.arrived = True
         mask = segment.all_mask & ~segment.deleted & ~segment.taken
@@ -967,10 +971,18 @@ class Queue:
             if segment.columns is None:
                 segment.columns = Columns.unpack(loaded.segment.payload)
                 self._count_content(segment.memory_bytes())
-            if not segment.arrived and segment.due_ms and segment.due_ms <= now_ms:
-                self._arrive(segment)
             woke = True
+        self._pay_owed()
         return woke
+
+    def _pay_owed(self) -> None:
+        """What was due and has its content now becomes visible: on a FIFO queue in order, so only up to the first without.
+
+        (A segment of which messages had been received when the queue was loaded is not owed: its page brings it.)"""
+        owed, self._owed = self._owed, {}
+        for segment in owed.values():
+            if self.segments.get(segment.first) is segment and segment.live:
+                self._arrive(segment)
 
     @property
     def may_load(self) -> bool:
@@ -1019,6 +1031,7 @@ class Queue:
         self._visibility.clear()
         self._delayed.clear()
         self._missing.clear()
+        self._owed.clear()
         self.messages = self.size_bytes = self.in_flight = 0
         self._delayed_messages = self._unloaded_delayed = 0
         self._more = self._more_delayed = False
