@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from penstock_broker.queues import limits
 from penstock_protocol.errors import InvalidRequest
 from penstock_storage.interface import Commit
 
@@ -107,3 +108,55 @@ def test_delayed_messages_that_a_page_brings_before_their_commit_returns_are_cou
     bench.now_ms += 10_000
     assert bodies_of(bench.receive()) == [b"one", b"two", b"three"]
     assert bench.queue.delayed == 0
+
+
+def test_a_repeated_attempt_brings_each_group_in_order() -> None:
+    bench = _fifo()
+    bench.send(b"one", b"two", b"three", groups=["g", "g", "g"])
+    bench.commit()
+    (delivery,) = bench.receive(3, 30_000, "again")
+    # The first one becomes a run of its own, behind the others.
+    assert not bench.queue.change_visibility(receipts_of(delivery)[:1], [20_000], bench.now_ms)
+    bench.commit()
+    assert bodies_of(bench.receive(3, 30_000, "again")) == [b"one", b"two", b"three"]
+
+
+def test_messages_are_paged_in_although_content_that_is_not_served_fills_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "CONTENT_BYTES", 200)
+    bench = Bench()
+    bench.send(b"late" * 100, delays_ms=[60_000])
+    bench.commit()
+    bench.send(b"now")
+    bench.commit()
+    assert bench.queue.content_bytes > 200
+    assert bodies_of(bench.receive()) == [b"now"]
+
+
+def test_delayed_messages_of_a_group_come_in_order_when_some_lost_their_content() -> None:
+    bench = _fifo(delay_ms=1_000)
+    bench.send(b"one", groups=["g"])
+    bench.commit()
+    bench.queue.shed()
+    bench.now_ms += 500
+    bench.send(b"two", groups=["g"])
+    bench.commit()
+    bench.now_ms += 2_000
+    assert bodies_of(bench.receive()) == [b"one", b"two"]
+
+
+def test_what_a_page_still_has_to_bring_is_not_overtaken_after_a_reload() -> None:
+    bench = _fifo(delay_ms=1_000)
+    for bodies, groups in (([b"zero"], ["g"]), ([b"one"], ["g"]), ([b"other", b"two"], ["h", "g"])):
+        bench.send(*bodies, groups=groups)
+        bench.commit()
+    bench.now_ms += 2_000
+    bench.queue.expire(bench.now_ms)
+    # "zero" and "other" were received before; "one" and "two" wait behind "zero".
+    taken = [bench.receive(1, 1_000), bench.receive(1, 1_000)]
+    assert sorted(body for deliveries in taken for body in bodies_of(deliveries)) == [b"other", b"zero"]
+    bench.commit()
+    bench.now_ms += 2_000
+    bench.reload()
+    bench.queue.receive(10, 2**30, 1_000, "", False, bench.now_ms)
+    received = bodies_of(bench.receive())
+    assert [body for body in received if body != b"other"] == [b"zero", b"one", b"two"][: len(received) - 1]
