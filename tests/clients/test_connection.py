@@ -26,7 +26,7 @@ from penstock.options import make_options
 from penstock_protocol.operations import BY_CODE
 
 from tests.clients.certificates import Authority
-from tests.clients.fake_broker import AFTER, SILENT, FakeBroker, turns
+from tests.clients.fake_broker import AFTER, HOLD, SILENT, FakeBroker, turns
 
 pytestmark = pytest.mark.anyio
 
@@ -101,11 +101,29 @@ async def test_requests_in_flight_never_exceed_what_the_broker_allows() -> None:
     with FakeBroker(max_in_flight=5) as broker:
         for number in range(40):
             broker.queue(f"queue-{number}")
+        broker.fault("SendMessages", *[HOLD] * 40)
         async with AsyncClient(broker.url) as client, anyio.create_task_group() as tasks:
             for number in range(40):
                 tasks.start_soon(client.queue(f"queue-{number}").send, b"x")
-        assert broker.most_in_flight <= 5
+            for part in range(4, 44, 4):
+                await broker.until(lambda part=part: len(broker.asked("SendMessages")) == part)  # type: ignore[misc]  # a default
+                await turns()
+                broker.release_held()
+        assert broker.most_in_flight == 4
         assert all(queue.bodies == [b"x"] for queue in broker.queues.values())
+
+
+async def test_a_cancelled_request_is_not_sent_again_over_the_next_connection(broker: FakeBroker) -> None:
+    broker.fault("CreateQueue", SILENT)
+    async with AsyncClient(broker.url) as client:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(client.create_queue, "nobody-waits")
+            await broker.until(lambda: len(broker.asked("CreateQueue")) == 1)
+            tasks.cancel_scope.cancel()
+        broker.drop_all()
+        await broker.until(lambda: broker.connections == 2)
+        await client.ping()
+    assert len(broker.asked("CreateQueue")) == 1
 
 
 # Errors
