@@ -168,4 +168,5 @@ def test_what_a_page_still_has_to_bring_is_not_overtaken_after_a_reload() -> Non
     assert b"two" not in bodies_of(reply.deliveries)
     bench.commit()
     bench.now_ms += 2_000
-    assert [body for body in bodies_of(bench.receive()) if body != b"other"] == [b"zero", b"one", b"two"]
+    received = bodies_of(bench.receive()) + bodies_of(bench.receive())
+    assert [body for body in received if body != b"other"] == [b"zero", b"one", b"two"]
