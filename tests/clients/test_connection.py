@@ -171,6 +171,11 @@ async def test_what_may_not_be_done_twice_ends_with_its_connection(broker: FakeB
     assert "StartMoveTask" in str(raised.value)
 
 
+async def test_a_client_that_was_never_opened_says_how_to(broker: FakeBroker) -> None:
+    with pytest.raises(ClientClosed, match="with. block"):
+        await AsyncClient(broker.url).queue("jobs").send(b"x")
+
+
 async def test_requests_that_wait_when_the_client_closes_are_told(broker: FakeBroker) -> None:
     broker.fault("Ping", SILENT)
     async with anyio.create_task_group() as tasks, AsyncClient(broker.url) as client:

@@ -55,15 +55,13 @@ class AsyncClient:
         self.sequences = Sequences()
         self._tasks = backend.Tasks()
         self._queues: dict[str, AsyncQueue] = {}
-        self._entered = False
         if not backend.STARTS_IN_BLOCK:
-            self._tasks.spawn(self.link.run, self._tasks)
+            self._start()
 
     async def __aenter__(self) -> AsyncClient:
-        self._entered = True
         if backend.STARTS_IN_BLOCK:
             await self._tasks.__aenter__()
-            self._tasks.spawn(self.link.run, self._tasks)
+            self._start()
         return self
 
     async def __aexit__(
@@ -73,6 +71,10 @@ class AsyncClient:
         if backend.STARTS_IN_BLOCK:
             self._tasks.cancel()
         return await self._tasks.__aexit__(kind, error, trace)
+
+    def _start(self) -> None:
+        self.link.is_started = True
+        self._tasks.spawn(self.link.run, self._tasks)
 
     async def aclose(self) -> None:
         """Closes the connection; requests without an answer get ClientClosed."""

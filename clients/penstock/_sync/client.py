@@ -55,15 +55,13 @@ class Client:
         self.sequences = Sequences()
         self._tasks = backend.Tasks()
         self._queues: dict[str, Queue] = {}
-        self._entered = False
         if not backend.STARTS_IN_BLOCK:
-            self._tasks.spawn(self.link.run, self._tasks)
+            self._start()
 
     def __enter__(self) -> Client:
-        self._entered = True
         if backend.STARTS_IN_BLOCK:
             self._tasks.__enter__()
-            self._tasks.spawn(self.link.run, self._tasks)
+            self._start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> bool | None:
@@ -71,6 +69,10 @@ class Client:
         if backend.STARTS_IN_BLOCK:
             self._tasks.cancel()
         return self._tasks.__exit__(kind, error, trace)
+
+    def _start(self) -> None:
+        self.link.is_started = True
+        self._tasks.spawn(self.link.run, self._tasks)
 
     def close(self) -> None:
         """Closes the connection; requests without an answer get ClientClosed."""

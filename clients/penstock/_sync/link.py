@@ -116,6 +116,7 @@ class Link:
         self.mutex = mutex
         self.producer = os.urandom(16)
         self.max_frame_bytes = UNKNOWN_FRAME_BYTES
+        self.is_started = False
         self._connection: ClientConnection | None = None
         self._stream: backend.Stream | None = None
         self._outbox = Outbox()
@@ -159,6 +160,8 @@ class Link:
         with self.mutex:
             if self._closed.is_set():
                 error = ClientClosed()
+            elif not self.is_started:
+                error = ClientClosed("the client is not open yet: use it inside its `with` block")
             else:
                 waiting = self._waiting_long if request.operation.waits else self._waiting
                 if not waiting and self._has_room(request):
