@@ -172,7 +172,7 @@ async def test_what_may_not_be_done_twice_ends_with_its_connection(broker: FakeB
 
 
 async def test_a_client_that_was_never_opened_says_how_to(broker: FakeBroker) -> None:
-    with pytest.raises(ClientClosed, match="with. block"):
+    with pytest.raises(ClientClosed, match="`with` block"):
         await AsyncClient(broker.url).queue("jobs").send(b"x")
 
 
