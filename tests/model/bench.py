@@ -24,7 +24,8 @@ class Bench:
         self.store = MemoryStore(self.disk, lambda point: self.fault if point == "commit" else None)
         self.incarnation = self.store.acquire("bench", "", START_MS)
         self.store.commit(
-            self.incarnation, Commit(upsert_resources=[ResourceRow(1, "0", "local", "queue", name, LOG, "{}", 1, START_MS, START_MS)])
+            self.incarnation,
+            Commit(upsert_resources=[ResourceRow(1, "0", "local", "queue", name, LOG, "{}", 1, START_MS, START_MS)]),
         )
         self.name = name
         self.settings = QueueSettings(**settings)
