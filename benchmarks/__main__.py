@@ -1,197 +1,226 @@
-"""`python -m benchmarks`: interleaved rounds, medians, ratios, and whether each demanded ratio is reached.
+"""`python -m benchmarks`: Penstock and its peers, durably, in one run; medians, ratios, and whether each is reached.
 
-Figures are messages per second, 256-byte bodies, everything on one machine that servers and clients share. They move with
-the machine: only ratios of one run mean something.
+Figures are messages per second on one machine that servers and clients share. They move with the machine: only ratios of
+one run mean something, which is why the rounds are interleaved (each round measures every system once) and the median is quoted.
+Senders are one client process; a cycle is a producer process and a consumer process at once. What each server is set to do, and
+what a message that it acknowledged survives, stands in benchmarks/servers.py; how it is driven in benchmarks/peer_*.py and
+penstock_client.py; how it is counted in benchmarks/meter.py. benchmarks/install_peers.sh installs the peers. A peer that is
+missing, or does not start, is said to be so and left out.
+
+Exit code: 0 when everything that was measured reached what it must, 1 when something was missed, 2 when Penstock itself failed.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
-import statistics
+import os
+import signal
 import sys
-from collections.abc import Callable
+import tempfile
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
-from benchmarks import penstock_client as ours
-from benchmarks.peer_clients import Nats, PostgreSQL, RabbitMQ, Redis
-from benchmarks.servers import PEERS, Server, running
+from benchmarks import backlog, machine, report, scenarios
+from benchmarks.meter import ClientFailed, Sample, Work
+from benchmarks.servers import PEERS, NotInstalled, running, versions
 
 BACKLOG = 1_000_000
-console = Console(highlight=False)
-
-Measure = Callable[[Server, int, float], float]
-
-
-def _ours(name: str, measure: Callable[..., float], *arguments: int) -> Measure:
-    return lambda server, size, seconds: measure(server.port, name, size, seconds, *arguments)
+TRIES = 4
+IN_MEMORY = ("tmpfs", "ramfs")
 
 
-SCENARIOS: dict[str, dict[str, Measure]] = {
-    "send, one at a time": {
-        "penstock": _ours("one", ours.one_at_a_time),
-        "redis": lambda server, size, seconds: Redis.send(server.port, size, seconds, 1),
-        "rabbitmq": lambda server, size, seconds: RabbitMQ.send(server.port, size, seconds, 1),
-        "postgresql": lambda server, size, seconds: PostgreSQL.send(server.port, size, seconds, 1),
-        "nats": lambda server, size, seconds: Nats.send(server.port, size, seconds, 1),
-    },
-    "send, singles pipelined": {
-        "penstock": _ours("singles", ours.singles),
-        "redis": lambda server, size, seconds: Redis.send(server.port, size, seconds, 100),
-        "rabbitmq": lambda server, size, seconds: max(RabbitMQ.send(server.port, size, seconds / 2, w) for w in (500, 2000)),
-        "nats": lambda server, size, seconds: Nats.send(server.port, size, seconds, 500),
-    },
-    "send, batches of 10": {
-        "penstock": _ours("b10", ours.batches, 10),
-        "redis": lambda server, size, seconds: Redis.send(server.port, size, seconds, 10),
-        "postgresql": lambda server, size, seconds: PostgreSQL.send(server.port, size, seconds, 10),
-    },
-    "send, batches of 100": {
-        "penstock": _ours("b100", ours.batches, 100),
-        "redis": lambda server, size, seconds: Redis.send(server.port, size, seconds, 100),
-        "postgresql": lambda server, size, seconds: PostgreSQL.send(server.port, size, seconds, 100),
-    },
-    "send, batches of 500": {
-        "penstock": _ours("b500", ours.batches, 500),
-        "redis": lambda server, size, seconds: Redis.send(server.port, size, seconds, 500),
-        "postgresql": lambda server, size, seconds: PostgreSQL.send(server.port, size, seconds, 500),
-    },
-    "cycle, batches of 10": {
-        "penstock": _ours("c10", ours.cycle, 10),
-        "redis": lambda server, size, seconds: Redis.cycle(server.port, size, seconds, 10),
-        "rabbitmq": lambda server, size, seconds: RabbitMQ.cycle(server.port, size, seconds, 10),
-        "postgresql": lambda server, size, seconds: PostgreSQL.cycle(server.port, size, seconds, 10),
-    },
-    "cycle, batches of 100": {
-        "penstock": _ours("c100", ours.cycle, 100),
-        "redis": lambda server, size, seconds: Redis.cycle(server.port, size, seconds, 100),
-        "rabbitmq": lambda server, size, seconds: RabbitMQ.cycle(server.port, size, seconds, 100),
-        "postgresql": lambda server, size, seconds: PostgreSQL.cycle(server.port, size, seconds, 100),
-    },
-    "FIFO cycle, 1,000 groups": {"penstock": _ours("f.fifo", ours.cycle, 100, 1000)},
-}
+class Run:
+    """One run: its options, what was found, and who is left out."""
 
-DEMANDS = (
-    ("cycle, batches of 100", "redis", 1.5),
-    ("cycle, batches of 100", "rabbitmq", 5.0),
-    ("send, batches of 500", "redis", 1.2),
-    ("send, singles pipelined", "rabbitmq", 1.0),
-    ("send, one at a time", "rabbitmq", 1.0),
-)
-FIFO_DEMAND = 25_000
-BACKLOG_LOSS, BACKLOG_RSS = 0.2, 150 * 2**20
+    def __init__(self, options: argparse.Namespace, console: Console) -> None:
+        self.options, self.console = options, console
+        self.systems = ["penstock", *(peer for peer in options.peers.split(",") if peer)]
+        self.left_out: dict[str, str] = {}
+        self.rounds: report.Rounds = {}
+        self.waitings: report.Waitings = {}
+        self.failed = False
 
+    def check_installed(self) -> None:
+        """Leaves out what is not there."""
+        for system in self.systems:
+            try:
+                scenarios.client_of(system)
+                with running(system, self.options.folder):
+                    pass
+            except NotInstalled as error:
+                self._leave_out(system, f"missing: {error}")
+            except (RuntimeError, OSError) as error:
+                self._leave_out(system, f"does not start: {error}")
 
-def measure(systems: list[str], names: list[str], size: int, seconds: float, rounds: int) -> dict[str, dict[str, list[float]]]:
-    """All rounds of all scenarios; every measurement has a fresh server."""
-    results: dict[str, dict[str, list[float]]] = {name: {} for name in names}
-    missing = set()
-    for turn in range(rounds):
-        for name in names:
-            for system in systems:
-                if system not in SCENARIOS[name] or system in missing:
-                    continue
+    def _leave_out(self, system: str, why: str) -> None:
+        self.left_out[system] = why
+        self.failed = self.failed or system == "penstock"
+        self.console.print(f"[yellow]{system} is left out, {why}[/]")
+
+    def _taking_part(self, among: Any) -> list[str]:
+        return [system for system in self.systems if system in among and system not in self.left_out]
+
+    def _problem(self, name: str, system: str, error: Exception) -> None:
+        self.failed = self.failed or system == "penstock"
+        self.console.print(f"[red]{name}: {system} failed: {error}[/]")
+
+    def measure_scenario(self, scenario: scenarios.Scenario, turn: int) -> None:
+        """One round of one scenario."""
+        for system in self._taking_part(scenario.systems):
+            best: Sample | None = None
+            for work in scenarios.works(scenario, system, self.options.size):
                 try:
-                    with running(system) as server:
-                        rate = SCENARIOS[name][system](server, size, seconds)
-                except (FileNotFoundError, ModuleNotFoundError) as error:
-                    missing.add(system)
-                    console.print(f"[dim]{system} is not installed ({error})[/]")
+                    sample = self._quiet_sample(system, scenario, work)
+                except (ClientFailed, RuntimeError, OSError) as error:
+                    self._problem(scenario.name, system, error)
                     continue
-                results[name].setdefault(system, []).append(rate)
-                console.print(f"[dim]round {turn + 1}: {name}: {system} {rate:,.0f}/s[/]")
-    return results
+                detail = f"(window {work.window}) " if len(scenario.windows.get(system, ())) > 1 else ""
+                self.console.print(
+                    f"[dim]round {turn}: {scenario.name}: {system} {detail}{sample.per_second:,.0f}/s; cores: server"
+                    f" {sample.server_cores:.2f}, clients {sample.client_cores:.2f}, others {sample.other_cores:.2f}[/]"
+                )
+                if best is None or sample.per_second > best.per_second:
+                    best = sample
+            if best is not None:
+                self.rounds.setdefault(scenario.name, {}).setdefault(system, []).append(best)
+
+    def _quiet_sample(self, system: str, scenario: scenarios.Scenario, work: Work) -> Sample:
+        """The first sample that others did not disturb; after TRIES, the least disturbed."""
+        samples: list[Sample] = []
+        while len(samples) < TRIES:
+            with running(system, self.options.folder) as server:
+                samples.append(scenarios.run(server, scenario, work, self.options.seconds))
+            if samples[-1].other_cores <= self.options.quiet:
+                break
+        return min(samples, key=lambda sample: sample.other_cores)
+
+    def measure_backlog(self, turn: int) -> None:
+        """One round of what waiting messages cost."""
+        options = self.options
+        for system in self._taking_part(backlog.FILLS):
+            for fill in backlog.FILLS[system]:
+                try:
+                    with running(system, options.folder) as server:
+                        found = backlog.run(server, fill, options.size, options.seconds, options.backlog)
+                except (ClientFailed, RuntimeError, OSError) as error:
+                    self._problem("backlog", system, error)
+                    continue
+                self.console.print(
+                    f"[dim]round {turn}: {options.backlog:,} waiting: {system}, {fill.name}: sends"
+                    f" {found.send_full.per_second:,.0f}/s, cycle {found.cycle_full.per_second:,.0f}/s,"
+                    f" {found.rss_full / report.MIB:,.0f} MiB[/]"
+                )
+                self.waitings.setdefault((system, fill.name), []).append(found)
+
+    def as_json(self) -> dict[str, Any]:
+        """Everything, round by round."""
+        return {
+            "size_bytes": self.options.size,
+            "seconds": self.options.seconds,
+            "versions": versions(self.systems),
+            "left_out": self.left_out,
+            "rounds": {
+                name: {system: [dataclasses.asdict(one) for one in samples] for system, samples in found.items()}
+                for name, found in self.rounds.items()
+            },
+            "medians": {
+                name: {system: report.median(samples) for system, samples in found.items()} for name, found in self.rounds.items()
+            },
+            "backlog": {
+                f"{system}, {fill}": [dataclasses.asdict(one) for one in found] for (system, fill), found in self.waitings.items()
+            },
+        }
 
 
-def backlog(size: int, seconds: float) -> dict[str, float]:
-    """Sends and cycle with nothing and with a million messages waiting, and what the million costs in memory."""
-    results: dict[str, float] = {}
-    with running("penstock") as server:
-        ours.batches(server.port, "warm", size, 1.0, 100)
-        results["sends, 0 waiting"] = ours.batches(server.port, "empty", size, seconds, 100)
-        results["cycle, 0 waiting"] = ours.cycle(server.port, "empty-cycle", size, seconds, 100)
-        results["RSS, 0 waiting (MiB)"] = server.rss / 2**20
-    for kind, fill in (("batches of 500", 500), ("one per send call", 1)):
-        with running("penstock") as server:
-            ours.batches(server.port, "warm", size, 1.0, 100)
-            ours.cycle(server.port, "warm-cycle", size, 1.0, 100)
-            before = server.rss
-            if fill == 1:
-                ours.singles(server.port, "full", size, 0, BACKLOG)
-            else:
-                ours.batches(server.port, "full", size, 0, fill, BACKLOG)
-            results[f"RSS the million adds, sent in {kind} (MiB)"] = (server.rss - before) / 2**20
-            results[f"RSS, a million waiting, sent in {kind} (MiB)"] = server.rss / 2**20
-            results[f"sends, a million waiting, sent in {kind}"] = ours.batches(server.port, "full", size, seconds, 100)
-            results[f"cycle, a million waiting, sent in {kind}"] = ours.cycle(server.port, "full", size, seconds, 100)
-            results[f"RSS afterwards, sent in {kind} (MiB)"] = server.rss / 2**20
-    return results
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--seconds", type=float, default=5.0, help="the window of one measurement (default 5)")
+    parser.add_argument("--rounds", type=int, default=3, help="interleaved rounds; the median is quoted (default 3)")
+    parser.add_argument("--size", type=int, default=256, help="bytes of a message (default 256)")
+    parser.add_argument("--peers", default=",".join(PEERS), help="those to measure beside Penstock (default all; '' for none)")
+    parser.add_argument(
+        "--scenarios",
+        default="",
+        help="only those that are named so or, if none is, whose names contain it; several with ; between; 'backlog' is one",
+    )
+    parser.add_argument(
+        "--backlog", type=int, default=BACKLOG, help="messages waiting in the backlog (default 1,000,000; 0: skip)"
+    )
+    parser.add_argument("--no-backlog", dest="backlog", action="store_const", const=0, help="the same as --backlog 0")
+    parser.add_argument("--only-peers", action="store_true", help="leave Penstock out")
+    parser.add_argument(
+        "--folder", type=Path, default=None, help="where servers keep their data; a real disk (default: a temporary folder)"
+    )
+    parser.add_argument(
+        "--quiet",
+        type=float,
+        default=2.0**30,
+        metavar="CORES",
+        help=f"measure again, up to {TRIES} times, while other processes take more than this; say 0.2 (default: never)",
+    )
+    parser.add_argument("--json", type=Path, help="write everything there")
+    options = parser.parse_args()
+    if unknown := [peer for peer in options.peers.split(",") if peer and peer not in PEERS]:
+        parser.error(f"--peers: {', '.join(unknown)} is unknown; there are {', '.join(PEERS)}")
+    if options.folder is None:
+        places = (Path(tempfile.gettempdir()), Path("/var/tmp"), Path.cwd())
+        options.folder = next((place for place in places if machine.file_system(place) not in IN_MEMORY), places[0])
+    if machine.file_system(options.folder) in IN_MEMORY:
+        parser.error(f"--folder: {options.folder} is in memory; nothing there is durable")
+    return options
+
+
+def _names(part: str, name: str) -> bool:
+    """Whether a part of --scenarios means this scenario: its whole name, else anything in it."""
+    whole = any(part == one.name.lower() for one in scenarios.SCENARIOS)
+    return part == name if whole else part in name
 
 
 def main() -> int:
-    """Returns 1 when a demanded ratio was missed."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=5.0, help="per measurement")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--size", type=int, default=256, help="bytes of a message")
-    parser.add_argument("--peers", default=",".join(PEERS))
-    parser.add_argument("--scenarios", default="", help="only those whose names contain this")
-    parser.add_argument("--no-backlog", action="store_true")
-    parser.add_argument("--json", type=Path)
-    options = parser.parse_args()
-    systems = ["penstock", *(peer for peer in options.peers.split(",") if peer)]
-    names = [name for name in SCENARIOS if options.scenarios in name]
-    results = measure(systems, names, options.size, options.seconds, options.rounds)
-    medians = {name: {key: statistics.median(found) for key, found in of.items()} for name, of in results.items()}
-    table = Table(title=f"messages/s, {options.size} bytes, median of {options.rounds}; all survive power loss", box=None)
-    table.add_column("")
-    for system in systems:
-        table.add_column(system, justify="right")
-    for name, rates in medians.items():
-        table.add_row(name, *(f"{rates[system]:,.0f}" if system in rates else "" for system in systems))
-    console.print(table)
-    reached = _demands(medians)
-    waiting = {} if options.no_backlog else backlog(options.size, options.seconds)
-    for name, value in waiting.items():
-        console.print(f"{name:60} {value:12,.0f}")
-    if waiting:
-        reached = _backlog_demands(waiting) and reached
+    """See the module's docstring."""
+    options = _arguments()
+    # Ended from outside, leave all blocks, so that no server and no folder stays behind.
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda received, _: sys.exit(128 + received))
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
+    run = Run(options, console)
+    if options.only_peers:
+        run.systems.remove("penstock")
+    wanted = [part.strip().lower() for part in options.scenarios.split(";") if part.strip()]
+    chosen = [one for one in scenarios.SCENARIOS if not wanted or any(_names(part, one.name.lower()) for part in wanted)]
+    with_backlog = options.backlog > 0 and (not wanted or "backlog" in wanted)
+    console.print(
+        f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.2f}; {options.folder} on {machine.file_system(options.folder)}: 4 KiB"
+        f" append and fdatasync {machine.fsync_ms(options.folder):.2f} ms (median)"
+    )
+    run.check_installed()
+    try:
+        for turn in range(1, options.rounds + 1):
+            for scenario in chosen:
+                run.measure_scenario(scenario, turn)
+            if with_backlog:
+                run.measure_backlog(turn)
+    except (KeyboardInterrupt, SystemExit):
+        console.print("[yellow]ended early: what follows is from the measurements so far[/]")
+        run.failed = True
+    present = [system for system in run.systems if system not in run.left_out]
+    verdicts: list[bool] = []
+    if run.rounds:
+        report.rates(console, run.rounds, present, versions(present), options.size)
+        verdicts += report.demands(console, run.rounds)
+    if run.waitings:
+        verdicts += report.backlog(console, run.waitings, options.backlog, present)
+    for system, why in run.left_out.items():
+        console.print(f"[yellow]{system} was left out, {why}[/]")
     if options.json:
-        options.json.write_text(json.dumps({"rounds": results, "medians": medians, "backlog": waiting}, indent=1))
-    return int(not reached)
-
-
-def _demands(medians: dict[str, dict[str, float]]) -> bool:
-    good = True
-    for name, peer, ratio in DEMANDS:
-        rates = medians.get(name, {})
-        if "penstock" in rates and peer in rates:
-            found = rates["penstock"] / rates[peer]
-            good = good and found >= ratio
-            console.print(f"{name}: {found:.2f} times {peer} (at least {ratio}): {'reached' if found >= ratio else 'MISSED'}")
-    fifo = medians.get("FIFO cycle, 1,000 groups", {}).get("penstock")
-    if fifo is not None:
-        good = good and fifo >= FIFO_DEMAND
-        console.print(f"FIFO cycle: {fifo:,.0f}/s (at least {FIFO_DEMAND:,}): {'reached' if fifo >= FIFO_DEMAND else 'MISSED'}")
-    return good
-
-
-def _backlog_demands(waiting: dict[str, float]) -> bool:
-    good = True
-    for kind in ("batches of 500", "one per send call"):
-        for what in ("sends", "cycle"):
-            kept = waiting[f"{what}, a million waiting, sent in {kind}"] / waiting[f"{what}, 0 waiting"]
-            good = good and kept >= 1 - BACKLOG_LOSS
-            verdict = "reached" if kept >= 1 - BACKLOG_LOSS else "MISSED"
-            console.print(f"{what} with a million waiting ({kind}): {kept:.0%} (at least {1 - BACKLOG_LOSS:.0%}): {verdict}")
-        added = waiting[f"RSS the million adds, sent in {kind} (MiB)"]
-        verdict = "reached" if added * 2**20 < BACKLOG_RSS else "MISSED"
-        good = good and added * 2**20 < BACKLOG_RSS
-        console.print(f"memory of the million ({kind}): {added:.0f} MiB (less than {BACKLOG_RSS / 2**20:.0f}): {verdict}")
-    return good
+        options.json.write_text(json.dumps(run.as_json(), indent=1))
+    return 2 if run.failed else int(not all(verdicts))
 
 
 if __name__ == "__main__":

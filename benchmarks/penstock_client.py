@@ -1,163 +1,122 @@
-"""Penstock's side of each scenario, over the asynchronous SDK on trio. One process unless the scenario says two."""
+"""Penstock's side of each scenario: the asynchronous SDK on trio, nothing that an application could not do.
+
+Singles: 1,000 tasks that each await `queue.send(body)`; the SDK merges them. Batches: 4 tasks that await `send_many`. Cycle:
+a producer with 4 tasks and a consumer with 20 tasks that receive, then delete what they received, so that as much is under way
+as in the peers' clients (FIFO: 1, so that order within a group means something, and 4). Each call is awaited, so that everything counted is durable.
+"""
 
 from __future__ import annotations
 
 import functools
 import itertools
-import multiprocessing
 import secrets
-import time
-from typing import Any
+from collections.abc import Awaitable, Callable
 
 import trio
-
 from penstock import AsyncClient, AsyncQueue, OutgoingMessage
 
-TASKS = 1000
+from benchmarks.meter import Meter, Work
+
+SENDERS, PRODUCERS, CONSUMERS = 4, 4, 20
+FIFO_PRODUCERS, FIFO_CONSUMERS = 1, 4
 
 
-def _url(port: int) -> str:
-    return f"penstock://127.0.0.1:{port}"
+def _client(port: int) -> AsyncClient:
+    return AsyncClient(f"penstock://127.0.0.1:{port}")
 
 
-async def _queue(client: AsyncClient, name: str) -> AsyncQueue:
-    fifo = {"deduplication_scope": "message_group"} if name.endswith(".fifo") else {}
-    return await client.create_queue(name, max_in_flight=10_000_000, visibility_timeout=600, **fifo)
+def prepare(port: int, work: Work) -> None:
+    """Makes the queue. `work.extra` "high throughput" makes a FIFO queue with deduplication and limits per message group."""
+
+    async def create() -> None:
+        async with _client(port) as client:
+            if work.extra == "high throughput":
+                await client.create_queue(
+                    work.queue, deduplication_scope="message_group", fifo_throughput_limit="per_message_group"
+                )
+            else:
+                await client.create_queue(work.queue)
+
+    trio.run(create)
 
 
-async def _send_one(port: int, name: str, size: int, seconds: float) -> float:
-    body = secrets.token_bytes(size)
-    async with AsyncClient(_url(port)) as client:
-        queue = await _queue(client, name)
-        await queue.send(body)
-        started, count = time.monotonic(), 0
-        while time.monotonic() < started + seconds:
-            await queue.send(body)
-            count += 1
-        return count / (time.monotonic() - started)
+def purge(port: int, work: Work) -> None:
+    """Empties the queue."""
+
+    async def run() -> None:
+        async with _client(port) as client:
+            await client.queue(work.queue).purge()
+
+    trio.run(run)
 
 
-async def _send_singles(port: int, name: str, size: int, seconds: float, total: int = 0) -> float:
-    body = secrets.token_bytes(size)
-    count = 0
-    async with AsyncClient(_url(port)) as client:
-        queue = await _queue(client, name)
-        started = time.monotonic()
+async def _tasks(count: int, task: Callable[[], Awaitable[None]]) -> None:
+    async with trio.open_nursery() as nursery:
+        for _ in range(count):
+            nursery.start_soon(task)
 
-        async def loop() -> None:
-            nonlocal count
-            while (count < total) if total else (time.monotonic() < started + seconds):
-                count += 1
+
+def send(meter: Meter, port: int, work: Work) -> None:
+    """Sends alone."""
+    trio.run(functools.partial(_send, meter, port, work, SENDERS))
+
+
+def produce(meter: Meter, port: int, work: Work) -> None:
+    """Sends beside a consumer."""
+    trio.run(functools.partial(_send, meter, port, work, FIFO_PRODUCERS if work.groups else PRODUCERS))
+
+
+def consume(meter: Meter, port: int, work: Work) -> None:
+    """Receives and deletes."""
+    trio.run(_consume, meter, port, work)
+
+
+async def _send(meter: Meter, port: int, work: Work, tasks: int) -> None:
+    body = secrets.token_bytes(work.size_bytes)
+    bodies = [secrets.token_bytes(work.size_bytes) for _ in range(work.batch)]
+    number, prefix = itertools.count(), secrets.token_hex(4)
+
+    def batch() -> list[bytes] | list[OutgoingMessage]:
+        if not work.groups:
+            return bodies
+        numbers = (next(number) for _ in bodies)
+        return [
+            OutgoingMessage(body, group=f"g{one % work.groups}", deduplication_id=f"{prefix}-{one}")
+            for body, one in zip(bodies, numbers, strict=True)
+        ]
+
+    async with _client(port) as client:
+        queue: AsyncQueue = client.queue(work.queue)
+        await queue.describe()
+
+        async def singles() -> None:
+            while not meter.stopped:
                 await queue.send(body)
+                meter.sent(1)
 
-        async with trio.open_nursery() as nursery:
-            for _ in range(TASKS):
-                nursery.start_soon(loop)
-        return count / (time.monotonic() - started)
+        async def batches() -> None:
+            while not meter.stopped:
+                if meter.too_far_ahead:
+                    await trio.sleep(0.001)
+                    continue
+                await queue.send_many(batch())
+                meter.sent(work.batch)
 
-
-async def _send_batches(port: int, name: str, size: int, seconds: float, batch: int, total: int = 0) -> float:
-    bodies = [secrets.token_bytes(size) for _ in range(batch)]
-    count = 0
-    async with AsyncClient(_url(port)) as client:
-        queue = await _queue(client, name)
-        started = time.monotonic()
-
-        async def loop() -> None:
-            nonlocal count
-            while (count < total) if total else (time.monotonic() < started + seconds):
-                count += batch
-                await queue.send_many(bodies)
-
-        async with trio.open_nursery() as nursery:
-            for _ in range(4):
-                nursery.start_soon(loop)
-        return count / (time.monotonic() - started)
+        meter.ready()
+        await (_tasks(work.window, singles) if work.batch == 1 else _tasks(tasks, batches))
 
 
-async def _produce(port: int, name: str, size: int, seconds: float, batch: int, groups: int) -> int:
-    body = secrets.token_bytes(size)
-    number, count = itertools.count(), 0
-    prefix = secrets.token_hex(4)
-    async with AsyncClient(_url(port)) as client:
-        queue = client.queue(name)
-        end = time.monotonic() + seconds
+async def _consume(meter: Meter, port: int, work: Work) -> None:
+    async with _client(port) as client:
+        queue = client.queue(work.queue)
+        await queue.describe()
 
         async def loop() -> None:
-            nonlocal count
-            while time.monotonic() < end:
-                messages: list[bytes | str | OutgoingMessage] = [body] * batch
-                if groups:
-                    numbers = [next(number) for _ in range(batch)]
-                    messages = [
-                        OutgoingMessage(body, group=f"g{one % groups}", deduplication_id=f"{prefix}{one}") for one in numbers
-                    ]
-                await queue.send_many(messages)
-                count += batch
-
-        async with trio.open_nursery() as nursery:
-            for _ in range(1 if groups else 2):
-                nursery.start_soon(loop)
-    return count
-
-
-async def _consume(port: int, name: str, seconds: float, batch: int, pipelines: int) -> int:
-    count = 0
-    async with AsyncClient(_url(port)) as client:
-        queue = client.queue(name)
-        end = time.monotonic() + seconds
-
-        async def loop() -> None:
-            nonlocal count
-            while time.monotonic() < end:
-                messages = await queue.receive(batch, wait_seconds=0.2)
+            while not meter.stopped:
+                messages = await queue.receive(work.batch, wait_seconds=0.2)
                 if messages:
                     await queue.delete_many(messages)
-                    count += len(messages)
+                    meter.done(len(messages))
 
-        async with trio.open_nursery() as nursery:
-            for _ in range(pipelines):
-                nursery.start_soon(loop)
-    return count
-
-
-async def _create(port: int, name: str) -> None:
-    async with AsyncClient(_url(port)) as client:
-        await _queue(client, name)
-
-
-def _run(function: Any, *arguments: Any, result: Any = None) -> Any:
-    value = trio.run(functools.partial(function, *arguments))
-    if result is not None:
-        result.put(value)
-    return value
-
-
-def cycle(port: int, name: str, size: int, seconds: float, batch: int, groups: int = 0) -> float:
-    """A producer and a consumer process at once; messages that went the whole way, per second."""
-    trio.run(_create, port, name)
-    context = multiprocessing.get_context("spawn")
-    results: Any = context.Queue()
-    producer = context.Process(target=_run, args=(_produce, port, name, size, seconds, batch, groups))
-    consumer = context.Process(target=_run, args=(_consume, port, name, seconds, batch, 4), kwargs={"result": results})
-    producer.start()
-    consumer.start()
-    count = results.get(timeout=seconds + 60)
-    producer.join()
-    consumer.join()
-    return float(count) / seconds
-
-
-def one_at_a_time(port: int, name: str, size: int, seconds: float) -> float:
-    """Each send awaited."""
-    return float(_run(_send_one, port, name, size, seconds))
-
-
-def singles(port: int, name: str, size: int, seconds: float, total: int = 0) -> float:
-    """1,000 tasks, each awaiting one send after the other; the SDK merges them."""
-    return float(_run(_send_singles, port, name, size, seconds, total))
-
-
-def batches(port: int, name: str, size: int, seconds: float, batch: int, total: int = 0) -> float:
-    """Four tasks that send batches."""
-    return float(_run(_send_batches, port, name, size, seconds, batch, total))
+        meter.ready()
+        await _tasks(FIFO_CONSUMERS if work.groups else CONSUMERS, loop)

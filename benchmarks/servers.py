@@ -1,27 +1,41 @@
-"""Starts each server the way its durability demands, on loopback, with data on the same real disk; ends it by its pid.
+"""Starts each server the way its durability demands, on free loopback ports, with its data on a real disk; ends it by its pid.
 
-- Penstock: SQLite, WAL, synchronous=FULL. Survives power loss.
-- Redis: appendonly yes, appendfsync always. Survives power loss.
-- RabbitMQ: a quorum queue with one member fsyncs before it confirms. Survives power loss.
-- PostgreSQL: synchronous_commit on, fsync on; a table with SKIP LOCKED is the physical reference for rows, not a broker.
-- NATS JetStream: sync_interval always. Survives power loss.
+| system | set-up | an acknowledged message survives |
+|---|---|---|
+| Penstock | SQLite, WAL, synchronous=FULL | power loss |
+| Redis | appendonly yes, appendfsync always | power loss |
+| RabbitMQ | a quorum queue with one member: syncs its log before it confirms | power loss |
+| PostgreSQL | fsync on, synchronous_commit on | power loss |
+| NATS JetStream 2.10 or later | file storage, sync_interval always | power loss |
+
+Each measurement gets a fresh server in a fresh folder. A server does not outlive the harness: it is ended when its block
+is left, and asks the kernel for a SIGTERM should the harness be killed. A peer that is missing or too old is NotInstalled.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
-import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from benchmarks import machine
+
 PEERS = ("redis", "rabbitmq", "postgresql", "nats")
+DURABILITY = dict.fromkeys(("penstock", *PEERS), "power loss")
+OLDEST_NATS = (2, 10)  # sync_interval: earlier servers refuse the setting and sync every two minutes
+END_SECONDS = 20
+
+
+class NotInstalled(Exception):
+    """Says which program is missing or too old."""
 
 
 def free_port() -> int:
@@ -31,71 +45,37 @@ def free_port() -> int:
         return int(sock.getsockname()[1])
 
 
-def wait_for_port(port: int, process: subprocess.Popen[bytes], seconds: float = 60) -> None:
-    """Returns when something accepts connections there."""
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if process.poll() is not None:
-            raise RuntimeError(f"{process.args!r} ended with {process.returncode}")
-        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
-            return
-        time.sleep(0.1)
-    raise TimeoutError(f"nothing listens on {port}")
-
-
-def tree_rss(pid: int) -> int:
-    """Resident bytes of a process and its children."""
-    children: dict[int, list[int]] = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            with contextlib.suppress(OSError, ValueError):
-                parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
-                children.setdefault(parent, []).append(int(entry.name))
-    total, waiting = 0, [pid]
-    while waiting:
-        one = waiting.pop()
-        waiting += children.get(one, [])
-        with contextlib.suppress(OSError):
-            total += int(Path(f"/proc/{one}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    return total
-
-
 class Server:
-    """A running server."""
+    """A running server. `rss_bytes` is that of its whole process tree."""
 
-    def __init__(self, name: str, port: int, process: subprocess.Popen[bytes], durability: str = "power loss") -> None:
+    def __init__(self, name: str, port: int, process: subprocess.Popen[bytes]) -> None:
         self.name = name
         self.port = port
         self.process = process
-        self.durability = durability
 
     @property
-    def rss(self) -> int:
-        """Resident bytes of its processes."""
-        return tree_rss(self.process.pid)
+    def rss_bytes(self) -> int:
+        """Resident bytes now."""
+        return machine.tree_rss_bytes(self.process.pid)
 
 
-@contextlib.contextmanager
-def _process(command: list[str], folder: Path, environment: dict[str, str] | None = None) -> Iterator[subprocess.Popen[bytes]]:
-    with (folder / "log").open("ab") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, cwd=folder, env=environment, start_new_session=True)
-    try:
-        yield process
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGTERM)
+def versions(systems: list[str]) -> dict[str, str]:
+    """What is installed of each system; "" for what is not."""
+    found = {}
+    for name in systems:
         try:
-            process.wait(20)
-        except subprocess.TimeoutExpired:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+            found[name] = _VERSIONS[name]()
+        except NotInstalled:
+            found[name] = ""
+    return found
 
 
 @contextlib.contextmanager
-def running(name: str) -> Iterator[Server]:
-    """A fresh server of that name for the block. FileNotFoundError when it is not installed."""
-    folder = Path(tempfile.mkdtemp(prefix=f"bench-{name}-", dir=os.environ.get("BENCH_DIR")))
+def running(name: str, parent: Path) -> Iterator[Server]:
+    """A fresh server of that name for the block, its data in a folder below `parent` that goes with it.
+
+    Raises NotInstalled, or RuntimeError with the end of its log when it does not start."""
+    folder = Path(tempfile.mkdtemp(prefix=f"bench-{name}-", dir=parent))
     folder.chmod(0o755)
     try:
         with _STARTERS[name](folder) as server:
@@ -104,90 +84,163 @@ def running(name: str) -> Iterator[Server]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def _find(program: str, *folders: str) -> str:
+    for folder in (str(Path(sys.executable).parent), *folders):
+        if (path := Path(folder, program)).exists():
+            return str(path)
+    if found := shutil.which(program):
+        return found
+    raise NotInstalled(f"{program} is not installed")
+
+
+def _wait_for_port(port: int, process: subprocess.Popen[bytes], log: Path, seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if process.poll() is not None:
+            break
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+            return
+        time.sleep(0.05)
+    tail = log.read_text(errors="replace")[-500:]
+    raise RuntimeError(f"{process.args!r} does not listen (exit code {process.poll()}): {tail}")
+
+
+@contextlib.contextmanager
+def _process(
+    command: list[str], folder: Path, port: int, environment: dict[str, str] | None = None
+) -> Iterator[subprocess.Popen[bytes]]:
+    """The process, listening. Ended with SIGTERM; what of its tree is still there after END_SECONDS is killed, pid by pid."""
+    if setpriv := shutil.which("setpriv"):
+        command = [setpriv, "--pdeathsig", "TERM", *command]
+    path = folder / f"log-{port}"
+    with path.open("wb") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log, cwd=folder, env=environment, start_new_session=True)
+    try:
+        _wait_for_port(port, process, path)
+        yield process
+    finally:
+        pids = machine.tree(process.pid)
+        process.terminate()
+        try:
+            process.wait(END_SECONDS)
+        except subprocess.TimeoutExpired:
+            for pid in pids:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, 9)
+            process.wait()
+
+
 @contextlib.contextmanager
 def _penstock(folder: Path) -> Iterator[Server]:
     port = free_port()
-    command = [sys.executable, "-m", "penstock_broker", "serve", "--data", str(folder / "data")]
-    command += ["--listen", f"127.0.0.1:{port}", "--metrics", "", "--log-format", "json"]
+    command = [_find("penstock"), "serve", "--data", str(folder / "data")]
+    command += ["--listen", f"127.0.0.1:{port}", "--metrics", f"127.0.0.1:{free_port()}", "--log-format", "json"]
     environment = {key: value for key, value in os.environ.items() if not key.startswith("PENSTOCK_")}
-    with _process(command, folder, environment) as process:
-        wait_for_port(port, process)
+    with _process(command, folder, port, environment) as process:
         yield Server("penstock", port, process)
 
 
 @contextlib.contextmanager
 def _redis(folder: Path) -> Iterator[Server]:
-    program = _find("redis-server")
     port = free_port()
-    command = [program, "--port", str(port), "--bind", "127.0.0.1", "--dir", str(folder), "--save", ""]
+    command = [_find("redis-server"), "--port", str(port), "--bind", "127.0.0.1", "--dir", str(folder), "--save", ""]
     command += ["--appendonly", "yes", "--appendfsync", "always", "--daemonize", "no"]
-    with _process(command, folder) as process:
-        wait_for_port(port, process)
+    with _process(command, folder, port) as process:
         yield Server("redis", port, process)
+
+
+RABBITMQ_FOLDER = "/usr/lib/rabbitmq/bin"
 
 
 @contextlib.contextmanager
 def _rabbitmq(folder: Path) -> Iterator[Server]:
-    program = _find("rabbitmq-server", "/usr/lib/rabbitmq/bin/rabbitmq-server")
-    port, distribution = free_port(), free_port()
-    node = f"bench{port}@localhost"
+    program = _find("rabbitmq-server", RABBITMQ_FOLDER)
+    port, names = free_port(), free_port()
     (folder / "rabbit.conf").write_text(f"listeners.tcp.1 = 127.0.0.1:{port}\nvm_memory_high_watermark.relative = 0.6\n")
     environment = dict(
         os.environ,
         HOME=str(folder),
-        RABBITMQ_NODENAME=node,
+        RABBITMQ_NODENAME=f"bench{port}@localhost",
         RABBITMQ_MNESIA_BASE=str(folder / "mnesia"),
         RABBITMQ_LOG_BASE=str(folder / "logs"),
         RABBITMQ_CONFIG_FILE=str(folder / "rabbit.conf"),
         RABBITMQ_ENABLED_PLUGINS_FILE=str(folder / "plugins"),
-        RABBITMQ_DIST_PORT=str(distribution),
+        RABBITMQ_DIST_PORT=str(free_port()),
         ERL_EPMD_ADDRESS="127.0.0.1",
+        ERL_EPMD_PORT=str(names),
         LANG="C.UTF-8",
     )
-    if os.geteuid() == 0 and Path("/usr/lib/rabbitmq/bin/rabbitmq-server").exists():
-        program = "/usr/lib/rabbitmq/bin/rabbitmq-server"
-    with _process([program], folder, environment) as process:
-        wait_for_port(port, process, 90)
+    # Its name server is ours as well: one that RabbitMQ starts by itself would stay for ever.
+    epmd = [_find("epmd"), "-port", str(names), "-address", "127.0.0.1"]
+    with _process(epmd, folder, names, environment), _process([program], folder, port, environment) as process:
         yield Server("rabbitmq", port, process)
+
+
+def _postgresql_programs() -> Path:
+    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
+    if not found:
+        raise NotInstalled("postgresql is not installed")
+    return found[-1].parent
 
 
 @contextlib.contextmanager
 def _postgresql(folder: Path) -> Iterator[Server]:
-    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
-    if not found:
-        raise FileNotFoundError("postgresql")
-    programs, port, data = found[-1].parent, free_port(), folder / "data"
+    programs, port, data = _postgresql_programs(), free_port(), folder / "data"
     as_user: list[str] = []
-    if os.geteuid() == 0:
+    if os.geteuid() == 0:  # PostgreSQL refuses to run as root
         shutil.chown(folder, "postgres", "postgres")
         as_user = ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups"]
-    initdb = [*as_user, str(programs / "initdb"), "-D", str(data), "-k", "-U", "bench", "--auth=trust"]
+    initdb = [*as_user, str(programs / "initdb"), "-D", str(data), "-U", "bench", "--auth=trust"]
     subprocess.run(initdb, check=True, stdout=subprocess.DEVNULL, cwd=folder)
     command = [*as_user, str(programs / "postgres"), "-D", str(data), "-p", str(port), "-h", "127.0.0.1", "-k", str(folder)]
     command += ["-c", "synchronous_commit=on", "-c", "fsync=on", "-c", "shared_buffers=256MB", "-c", "max_wal_size=2GB"]
-    with _process(command, folder) as process:
-        wait_for_port(port, process)
+    with _process(command, folder, port) as process:
         yield Server("postgresql", port, process)
 
 
 @contextlib.contextmanager
 def _nats(folder: Path) -> Iterator[Server]:
-    program = _find("nats-server")
-    port = free_port()
-    (folder / "nats.conf").write_text(
-        f'listen: "127.0.0.1:{port}"\njetstream {{ store_dir: "{folder}", sync_interval: always }}\n'
-    )
-    with _process([program, "-c", str(folder / "nats.conf")], folder) as process:
-        wait_for_port(port, process)
+    program, port = _nats_program(), free_port()
+    configuration = folder / "nats.conf"
+    configuration.write_text(f'listen: "127.0.0.1:{port}"\njetstream {{ store_dir: "{folder}/data", sync_interval: always }}\n')
+    with _process([program, "-c", str(configuration)], folder, port) as process:
         yield Server("nats", port, process)
 
 
-def _find(*names: str) -> str:
-    for name in names:
-        path = shutil.which(name) or (name if Path(name).exists() else None)
-        if path:
-            return path
-    raise FileNotFoundError(names[0])
+def _nats_program() -> str:
+    program = _find("nats-server")
+    version = _version(program)
+    if tuple(int(part) for part in version.split(".")[:2]) < OLDEST_NATS:
+        raise NotInstalled(f"nats-server {version} has no sync_interval; 2.10 or later is needed")
+    return program
 
+
+def _output(command: list[str]) -> str:
+    done = subprocess.run(command, check=False, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return done.stdout
+
+
+def _first_number(text: str) -> str:
+    found = re.search(r"\d+(\.\d+)+", text)
+    return found.group() if found else "?"
+
+
+def _rabbitmq_version() -> str:
+    _find("rabbitmq-server", RABBITMQ_FOLDER)
+    found = sorted(Path("/usr/lib/rabbitmq/lib").glob("rabbitmq_server-*"))
+    return found[-1].name.partition("-")[2] if found else "?"
+
+
+def _version(program: str) -> str:
+    return _first_number(_output([program, "--version"]))
+
+
+_VERSIONS: dict[str, Callable[[], str]] = {
+    "penstock": lambda: _version(_find("penstock")),
+    "redis": lambda: _version(_find("redis-server")),
+    "rabbitmq": _rabbitmq_version,
+    "postgresql": lambda: _version(str(_postgresql_programs() / "postgres")),
+    "nats": lambda: _version(_nats_program()),
+}
 
 _STARTERS = {"penstock": _penstock, "redis": _redis, "rabbitmq": _rabbitmq, "postgresql": _postgresql, "nats": _nats}
