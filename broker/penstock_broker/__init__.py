@@ -1,0 +1,1 @@
+"""The Penstock broker: the daemon between the wire protocol and the store, and its command line."""

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import sys
+
+OURS = ("penstock", "penstock_broker", "penstock_protocol", "penstock_storage")
 
 
 def main() -> None:
-    """Runs the command line; exits with 2 when only the SDK is installed."""
-    if importlib.util.find_spec("click") is None or importlib.util.find_spec("penstock_broker") is None:
-        sys.exit("the command line needs more than the SDK: pip install 'penstock[broker]'")
-    cli = importlib.import_module("penstock_broker.cli")
+    """Runs the command line; exits with 2 when only the SDK is installed.
+
+    The wheel always contains the command line's modules; what an installation of the SDK alone lacks is what they import.
+    """
+    try:
+        cli = importlib.import_module("penstock_broker.cli.main")
+    except ModuleNotFoundError as error:
+        if str(error.name).partition(".")[0] in OURS:
+            raise
+        print(f"the command line needs: pip install 'penstock[broker]' ({error.name} is missing)", file=sys.stderr)  # noqa: T201
+        sys.exit(2)
     cli.main()
