@@ -3,18 +3,21 @@
     python tools/generate_blocking_client.py            writes
     python tools/generate_blocking_client.py --check    exits with 1 and a difference when what is there is stale
 
-`async` and `await` are dropped, the prefix Async is taken from names, and the words of the table are replaced, in code and in
-docstrings (where examples are). ruff formats the result, so that it does not depend on how the source is wrapped.
+`async` and `await` are dropped, the prefix Async is taken from names, and the words of the table are replaced, in code, in
+comments and in docstrings (where examples are). Other texts stay as they are, but for those that are a name in full: a type
+in quotes. ruff formats the result, so that it does not depend on how the source is wrapped.
 """
 
 from __future__ import annotations
 
+import argparse
 import difflib
 import io
 import re
 import subprocess
 import sys
 import tokenize
+from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -44,7 +47,7 @@ def word(name: str) -> str:
 def prose(text: str) -> str:
     """A docstring or comment: its examples are code, its words are names."""
     text = re.sub(r"\b(async|await) ", "", text)
-    text = re.sub(r"\b_backend_async\b|\bAsync[A-Z]\w+|\baclose\b|\b_async\b", lambda found: word(found[0]), text)
+    text = re.sub(r"\b\w+\b", lambda found: word(found[0]), text)
     return text.replace("asynchronous client", "blocking client")
 
 
@@ -61,6 +64,8 @@ def translate(source: str) -> str:
             edits.append((token.start, token.end, new))
         elif (token.type == tokenize.STRING and token.string.startswith('"""')) or token.type == tokenize.COMMENT:
             edits.append((token.start, token.end, prose(token.string)))
+        elif token.type == tokenize.STRING and re.fullmatch(r'"Async[A-Z]\w*"', token.string):
+            edits.append((token.start, token.end, f'"{word(token.string[1:-1])}"'))
     offsets = [0]
     for line in lines:
         offsets.append(offsets[-1] + len(line))
@@ -84,34 +89,36 @@ def formatted(text: str, name: str) -> str:
     return subprocess.run(layout, input=text, capture_output=True, text=True, check=True).stdout
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Writes or checks; the exit code."""
-    check = "--check" in sys.argv[1:]
-    stale = False
-    TARGET.mkdir(exist_ok=True)
+    parser = argparse.ArgumentParser(description="Write the blocking client from the asynchronous one.")
+    parser.add_argument("--check", action="store_true", help="change nothing; exit with 1 and show what is stale")
+    check = parser.parse_args(arguments).check
     wanted = {}
     for path in sorted(SOURCE.glob("*.py")):
         header = HEADER.format(source=path.relative_to(ROOT).as_posix())
         wanted[path.name] = formatted(header + translate(path.read_text()), path.name)
-    for name in {path.name for path in TARGET.glob("*.py")} | set(wanted):
-        path = TARGET / name
-        there = path.read_text() if path.exists() else ""
-        if name not in wanted or there != wanted[name]:
-            if not check:
-                if name in wanted:
-                    path.write_text(wanted[name])
-                else:
-                    path.unlink()
-                continue
-            stale = True
-            sys.stderr.writelines(
-                difflib.unified_diff(
-                    there.splitlines(True), wanted.get(name, "").splitlines(True), f"there/{name}", f"wanted/{name}"
-                )
-            )
+    there = {path.name: path.read_text() for path in TARGET.glob("*.py")}
+    stale = sorted(name for name in there.keys() | wanted.keys() if there.get(name) != wanted.get(name))
+    if check:
+        _complain(stale, there, wanted)
+        return int(bool(stale))
+    TARGET.mkdir(exist_ok=True)
+    for name in stale:
+        if name in wanted:
+            (TARGET / name).write_text(wanted[name])
+        else:
+            (TARGET / name).unlink()
+    return 0
+
+
+def _complain(stale: list[str], there: dict[str, str], wanted: dict[str, str]) -> None:
+    for name in stale:
+        before = there.get(name, "").splitlines(keepends=True)
+        after = wanted.get(name, "").splitlines(keepends=True)
+        sys.stderr.writelines(difflib.unified_diff(before, after, f"there/{name}", f"wanted/{name}"))
     if stale:
-        print("the blocking client is stale: run `make sync-client`", file=sys.stderr)
-    return int(stale)
+        print(f"the blocking client is stale ({', '.join(stale)}): run `make sync-client`", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,1 @@
+"""The tools behind `make`, and the files of deploy/."""
