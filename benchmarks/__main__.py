@@ -25,7 +25,7 @@ from typing import Any
 from rich.console import Console
 
 from benchmarks import backlog, machine, report, scenarios
-from benchmarks.meter import ClientFailed, Sample, Work
+from benchmarks.meter import Sample, Work
 from benchmarks.servers import PEERS, NotInstalled, running, versions
 
 BACKLOG = 1_000_000
@@ -75,7 +75,7 @@ class Run:
             for work in scenarios.works(scenario, system, self.options.size):
                 try:
                     sample = self._quiet_sample(system, scenario, work)
-                except (ClientFailed, RuntimeError, OSError) as error:
+                except (*scenarios.client_of(system).ERRORS, RuntimeError, OSError) as error:
                     self._problem(scenario.name, system, error)
                     continue
                 detail = f"(window {work.window}) " if len(scenario.windows.get(system, ())) > 1 else ""
@@ -104,9 +104,8 @@ class Run:
         for system in self._taking_part(backlog.FILLS):
             for fill in backlog.FILLS[system]:
                 try:
-                    with running(system, options.folder) as server:
-                        found = backlog.run(server, fill, options.size, options.seconds, options.backlog)
-                except (ClientFailed, RuntimeError, OSError) as error:
+                    found = backlog.run(system, options.folder, fill, options.size, options.seconds, options.backlog)
+                except (*scenarios.client_of(system).ERRORS, RuntimeError, OSError) as error:
                     self._problem("backlog", system, error)
                     continue
                 self.console.print(

@@ -17,6 +17,7 @@ import uvloop
 
 from benchmarks.meter import Meter, Work
 
+ERRORS = (nats.errors.Error,)
 WINDOW = 500
 
 

@@ -18,6 +18,7 @@ from benchmarks.meter import Meter, Work
 from benchmarks.peer_redis import threads
 
 SENDERS, PRODUCERS, CONSUMERS = 4, 2, 2
+ERRORS = (psycopg.Error,)
 PIPELINE = 100
 
 

@@ -1,9 +1,10 @@
 """RabbitMQ, a quorum queue with one member: pika's SelectConnection, its fastest connection.
 
-Sends: persistent messages, publisher confirms, `window` of them unconfirmed (1: one at a time); the harness measures windows of
-500 and 2,000 and quotes the better. Cycle: a producer with a window of 2,000, a consumer with one acknowledgement per
-batch; prefetches of 1,000 and 4,000 are measured and the better quoted. A quorum queue syncs its log before it confirms. Acknowledgements of deliveries have no reply in
-AMQP, so RabbitMQ's deletions count when they are written to the socket, which helps RabbitMQ.
+Sends: persistent messages, publisher confirms, `window` of them unconfirmed (1: one at a time); the harness measures windows
+of 500 and 2,000 and quotes the better. Cycle: a producer with a window of 2,000, a consumer with one acknowledgement per
+batch; prefetches of 1,000 and 4,000 are measured and the better quoted. A quorum queue syncs its log before it confirms.
+Acknowledgements of deliveries have no reply in AMQP, so RabbitMQ's deletions count when they are written to the socket, which
+helps RabbitMQ.
 """
 
 from __future__ import annotations
@@ -12,9 +13,11 @@ import secrets
 from typing import Any
 
 import pika
+import pika.exceptions
 
 from benchmarks.meter import Meter, Work
 
+ERRORS = (pika.exceptions.AMQPError,)
 PRODUCER_WINDOW = 2000
 
 

@@ -1,8 +1,9 @@
 """Penstock's side of each scenario: the asynchronous SDK on trio, nothing that an application could not do.
 
 Singles: 1,000 tasks that each await `queue.send(body)`; the SDK merges them. Batches: 4 tasks that await `send_many`. Cycle:
-a producer with 4 tasks and a consumer with 20 tasks that receive, then delete what they received, so that as much is under way
-as in the peers' clients (FIFO: 1, so that order within a group means something, and 4). Each call is awaited, so that everything counted is durable.
+a producer with 4 tasks and a consumer with 20 tasks that receive, then delete what they received, so that as much is under
+way as in the peers' clients (FIFO: 1, so that order within a group means something, and 4). Each call is awaited, so that
+everything counted is durable.
 """
 
 from __future__ import annotations
@@ -13,11 +14,12 @@ import secrets
 from collections.abc import Awaitable, Callable
 
 import trio
-from penstock import AsyncClient, AsyncQueue, OutgoingMessage
+from penstock import AsyncClient, AsyncQueue, OutgoingMessage, PenstockError
 
 from benchmarks.meter import Meter, Work
 
 SENDERS, PRODUCERS, CONSUMERS = 4, 4, 20
+ERRORS = (PenstockError,)
 FIFO_PRODUCERS, FIFO_CONSUMERS = 1, 4
 
 

@@ -194,7 +194,13 @@ def _postgresql(folder: Path) -> Iterator[Server]:
     subprocess.run(initdb, check=True, stdout=subprocess.DEVNULL, cwd=folder)
     command = [*as_user, str(programs / "postgres"), "-D", str(data), "-p", str(port), "-h", "127.0.0.1", "-k", str(folder)]
     command += ["-c", "synchronous_commit=on", "-c", "fsync=on", "-c", "shared_buffers=256MB", "-c", "max_wal_size=2GB"]
+    ready = [str(programs / "pg_isready"), "-q", "-h", "127.0.0.1", "-p", str(port), "-t", "1"]
     with _process(command, folder, port) as process:
+        end = time.monotonic() + 60
+        while subprocess.run(ready, check=False).returncode:  # it listens before it lets anybody in
+            if time.monotonic() > end:
+                raise RuntimeError("PostgreSQL listens, but is not ready")
+            time.sleep(0.05)
         yield Server("postgresql", port, process)
 
 
