@@ -2,8 +2,8 @@
 
 Two fresh servers per round and way of filling. The first has a cycle and then sends, each with nothing waiting. The second has a
 cycle to warm up, is purged, and its memory is noted ("0 waiting"); it never held a backlog, whose freed but kept memory would
-hide what the next one costs. Then the backlog is sent, in batches of 500 where the system has batches, else singles in flight, and
-for Penstock also one message per send call; memory is noted; the same cycle and sends run with the backlog waiting. What the
+hide what the next one costs. Then the backlog is sent, in batches of 500 where the system has batches, else singles in flight,
+and for Penstock also one message per send call; memory is noted; the same cycle and sends run with the backlog waiting. What the
 backlog costs is the highest memory noted while it waits, less that of 0 waiting.
 """
 
