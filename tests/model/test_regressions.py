@@ -170,3 +170,16 @@ def test_what_a_page_still_has_to_bring_is_not_overtaken_after_a_reload() -> Non
     bench.now_ms += 2_000
     received = bodies_of(bench.receive()) + bodies_of(bench.receive())
     assert [body for body in received if body != b"other"] == [b"zero", b"one", b"two"]
+
+
+def test_a_receive_attempt_is_remembered_from_its_last_answer_on() -> None:
+    bench = _fifo()
+    bench.send(b"one", b"two", groups=["g", "h"])
+    bench.commit()
+    (first,) = bench.receive(1, 30_000, "again")
+    assert not bench.delete(*receipts_of(first))
+    bench.now_ms += 200_000
+    (second,) = bench.receive(1, 600_000, "again")
+    bench.now_ms += 150_000
+    # 350 seconds after the first answer, 150 after the second.
+    assert bodies_of(bench.receive(1, 30_000, "again")) == bodies_of([second])

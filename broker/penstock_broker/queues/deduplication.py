@@ -53,7 +53,7 @@ class Deduplication:
         self._keys: dict[bytes, int] = {}
         self._keys_by_age: deque[tuple[int, bytes, int]] = deque()
         self._attempts: dict[str, int] = {}
-        self._attempts_by_age: deque[tuple[int, str]] = deque()
+        self._attempts_by_age: deque[tuple[int, str, int]] = deque()
         self._new_answers: list[tuple[bytes, int, SendReply]] = []
         self._new_keys: list[tuple[bytes, int]] = []
         self._new_attempts: list[tuple[str, int]] = []
@@ -102,7 +102,7 @@ class Deduplication:
     def remember_attempt(self, attempt_id: str, number: int, now_ms: int) -> None:
         """A delivery answered this attempt."""
         self._attempts[attempt_id] = number
-        self._attempts_by_age.append((now_ms, attempt_id))
+        self._attempts_by_age.append((now_ms, attempt_id, number))
         self._new_attempts.append((attempt_id, number))
 
     def _expire(self, now_ms: int) -> None:
@@ -115,7 +115,9 @@ class Deduplication:
         attempts = self._attempts_by_age
         bound = now_ms - limits.ATTEMPT_WINDOW_MS
         while attempts and attempts[0][0] <= bound:
-            self._attempts.pop(attempts.popleft()[1], None)
+            _, attempt_id, number = attempts.popleft()
+            if self._attempts.get(attempt_id) == number:
+                del self._attempts[attempt_id]
 
     @property
     def has_news(self) -> bool:
@@ -164,7 +166,7 @@ class Deduplication:
                 self._keys_by_age.append((row.at_ms, key, sequence))
             for attempt_id, number in attempts:
                 self._attempts[attempt_id] = number
-                self._attempts_by_age.append((row.at_ms, attempt_id))
+                self._attempts_by_age.append((row.at_ms, attempt_id, number))
 
 
 def _failures(reply: SendReply) -> list[tuple[int, int, str]]:
