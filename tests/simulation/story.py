@@ -155,6 +155,7 @@ async def _try_everything(world: World) -> None:
 
 def _facts_of(queue: Any, now_ms: int) -> dict[str, Any]:
     """What a loaded queue believes that a fresh one has to believe as well."""
+    queue.sweep_soon(now_ms)
     queue.expire(now_ms)
     deliveries = {
         number: sorted((run.segment.first, run.mask, run.received, run.visible_ms) for run in delivery.all_runs())

@@ -160,8 +160,10 @@ class Segment:
         if count:
             self.deleted |= gone
             self.live -= count
-            # (The last one takes what is left: without its content in memory a message's size is only its share.)
-            self.deleted_bytes = self.deleted_bytes + self.bytes_of(gone) if self.live else self.size_bytes
+            # (The last one takes what is left, and none takes more: without its content in memory a message's size is only
+            # its share.)
+            wanted = self.deleted_bytes + self.bytes_of(gone)
+            self.deleted_bytes = min(wanted, self.size_bytes) if self.live else self.size_bytes
         return count
 
     def memory_bytes(self) -> int:
