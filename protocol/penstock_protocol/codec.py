@@ -3,7 +3,8 @@
 A message is a frozen dataclass that derives from `Message`. On the wire it is an array of its fields in order. Fields are
 only ever added at the end, with a default: a decoder ignores fields it does not know and fills in those it misses.
 Maps and extension types are never used, so they are refused; the number of array elements is bounded over the whole body,
-so small bytes cannot become large memory (RELIABILITY 4.6).
+so small bytes cannot become large memory (RELIABILITY 4.6). msgpack's own limits hold for each array alone and make room for an
+array when it begins: what could add up is counted before anything is built (`_measure`).
 
 The check of a field is built once from its annotation: int (0 to 2**63-1, never a bool), str, bytes, bool, None, unions of
 these, list[...], and nested messages. What a value means is not judged here.
@@ -22,12 +23,18 @@ import msgpack
 from penstock_protocol.errors import InvalidRequest, ProtocolError
 
 MAX_ELEMENTS: Final = 100_000
-"""The most array elements one body may hold in all."""
+"""The most array elements one request may hold in all; each array counts as one more."""
+
+MAX_REPLY_ELEMENTS: Final = 1_000_000
+"""The same for what a broker answers: the largest receive, with all attributes, from as many segments as messages."""
 
 MAX_ARRAY_LENGTH: Final = 16_384
 """The longest single array: more than any batch."""
 
 MAX_INTEGER: Final = 2**63 - 1
+
+_HARMLESS_ARRAYS: Final = 16
+"""So many arrays of MAX_ARRAY_LENGTH may be begun before anything is counted: two megabytes."""
 
 type_check = Callable[[Any], Any]
 """Takes a decoded value, returns it (nested messages: as their class) or raises _Mismatch."""
@@ -175,15 +182,60 @@ def _refuse_extension(code: int, _: bytes) -> Any:
     raise ProtocolError(f"extension type {code} is not part of the protocol")
 
 
-def decode(body: bytes) -> list[Any]:
+# The length of a value by its first byte. Numbers: the whole value. Negative: so many bytes follow that hold the length of what
+# follows them. Absent: arrays, maps, extensions, and the byte that msgpack does not use.
+_SIZES: Final[dict[int, int]] = (
+    dict.fromkeys((*range(0x80), *range(0xE0, 0x100), 0xC0, 0xC2, 0xC3), 1)
+    | {0xA0 + length: 1 + length for length in range(32)}
+    | {0xCC: 2, 0xCD: 3, 0xCE: 5, 0xCF: 9, 0xD0: 2, 0xD1: 3, 0xD2: 5, 0xD3: 9, 0xCA: 5, 0xCB: 9}
+    | {0xC4: -1, 0xC5: -2, 0xC6: -4, 0xD9: -1, 0xDA: -2, 0xDB: -4}
+)
+
+
+def _measure(body: bytes, max_elements: int) -> None:
+    """Counts the elements that the arrays of a body say they have, building nothing. ProtocolError when they are too many."""
+    size, position, elements = len(body), 0, 0
+    left = [1]
+    while left:
+        if not left[-1]:
+            left.pop()
+            continue
+        left[-1] -= 1
+        if position >= size:
+            raise ProtocolError("the body is not msgpack within the limits: it ends too early")
+        tag = body[position]
+        step = _SIZES.get(tag)
+        if step is None:
+            width = {0xDC: 2, 0xDD: 4}.get(tag, 0)
+            if not width and not 0x90 <= tag <= 0x9F:
+                return  # refused by type as soon as it is built
+            start = position + 1
+            position = start + width
+            length = int.from_bytes(body[start:position], "big") if width else tag & 0x0F
+            elements += length + 1
+            if elements > max_elements:
+                raise ProtocolError(f"more than {max_elements} array elements in one frame")
+            left.append(length)
+        elif step > 0:
+            position += step
+        else:
+            start = position + 1
+            position = start - step
+            position += int.from_bytes(body[start:position], "big")
+
+
+def decode(body: bytes, max_elements: int = MAX_ELEMENTS) -> list[Any]:
     """Decodes one msgpack body into lists and scalars. ProtocolError when it is not exactly one array within the limits."""
+    # Only these two bytes begin an array of more than 15 elements; inside a text or binary they do no harm but for this count.
+    if body.count(b"\xdc") + body.count(b"\xdd") > _HARMLESS_ARRAYS:
+        _measure(body, max_elements)
     elements = 0
 
     def count(values: list[Any]) -> list[Any]:
         nonlocal elements
         elements += len(values) + 1
-        if elements > MAX_ELEMENTS:
-            raise ProtocolError(f"more than {MAX_ELEMENTS} array elements in one frame")
+        if elements > max_elements:
+            raise ProtocolError(f"more than {max_elements} array elements in one frame")
         return values
 
     size = len(body)
