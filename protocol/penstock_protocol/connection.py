@@ -5,9 +5,9 @@
     server:  MAGIC -> HELLO -> (AUTHENTICATION ->) OPEN -> CLOSED
     client:  HELLO -> (AUTHENTICATION ->) OPEN -> CLOSED
 
-Nothing but Hello is accepted in HELLO, nothing but Authenticate in AUTHENTICATION; there is no faster way past them.
-A violation raises ProtocolError (or FrameTooLarge); the connection is CLOSED then, and the owner sends
-`farewell(error)` and closes the socket.
+Nothing but Hello is accepted in HELLO, nothing but Authenticate in AUTHENTICATION, and neither of them in OPEN; there is no
+faster way past them. A violation raises ProtocolError (or FrameTooLarge, VersionNotSupported); the connection is CLOSED
+then, and the owner sends `farewell(error)` and closes the socket. What arrives in CLOSED is dropped.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ import dataclasses
 import enum
 from collections.abc import Generator, Iterator
 
-from penstock_protocol.codec import Message, decode
-from penstock_protocol.errors import FrameTooLarge, PenstockError, ProtocolError, UnknownOperation
+from penstock_protocol.codec import MAX_REPLY_ELEMENTS, Message, decode
+from penstock_protocol.errors import FrameTooLarge, PenstockError, ProtocolError, UnknownOperation, VersionNotSupported
 from penstock_protocol.frames import (
     DEFAULT_FRAME_BYTES,
     HEADER,
@@ -33,6 +33,8 @@ from penstock_protocol.session_messages import ErrorReply
 
 HELLO = 1
 AUTHENTICATE = 2
+RECEIVE_MESSAGES = 25
+"""A push is what this operation answers."""
 
 
 class State(enum.Enum):
@@ -84,8 +86,10 @@ class Answer:
         if operation is None:
             raise ProtocolError(f"reply to unknown operation {self.operation}")
         if self.kind is Kind.PUSH:
-            return BY_CODE[25].reply.from_wire(decode(self.body))
-        return operation.reply.from_wire(decode(self.body))
+            if not operation.pushes:
+                raise ProtocolError(f"{operation.name} has no pushes")
+            operation = BY_CODE[RECEIVE_MESSAGES]
+        return operation.reply.from_wire(decode(self.body, MAX_REPLY_ELEMENTS))
 
 
 class FrameReader:
@@ -149,10 +153,14 @@ class ServerConnection:
 
     def receive_data(self, data: bytes) -> Iterator[Request | Refused]:
         """The requests that `data` completes. Raises ProtocolError or FrameTooLarge when the peer breaks the rules."""
+        if self.state is State.CLOSED:
+            return
         reader = self._reader
         reader.feed(data)
         if self.state is State.MAGIC:
             start = reader.peek(len(MAGIC))
+            if start[:-1] == MAGIC[:-1] and start != MAGIC:
+                self._fail(VersionNotSupported(f"this broker speaks version {MAGIC[-1:].decode()} of the protocol"))
             if not MAGIC.startswith(start):
                 self._fail(ProtocolError("this is not the Penstock protocol (wrong magic)"))
             if reader.take(len(MAGIC)) is None:
@@ -163,7 +171,7 @@ class ServerConnection:
             for kind, code, correlation, body in frames:
                 if kind != Kind.REQUEST:
                     raise ProtocolError(f"a client may only send requests, not kind {kind}")
-                if self.state is not State.OPEN:
+                if self.state is not State.OPEN or code in (HELLO, AUTHENTICATE):
                     self._expect_handshake(code)
                 operation = BY_CODE.get(code)
                 if operation is None:
@@ -222,6 +230,7 @@ class ClientConnection:
     """The client's end: numbers requests and hands out the answers with their correlation."""
 
     def __init__(self) -> None:
+        self.state = State.HELLO
         self.max_frame_bytes = HELLO_FRAME_BYTES
         self._reader = FrameReader(DEFAULT_FRAME_BYTES)
         self._next_correlation = 1
@@ -231,7 +240,8 @@ class ClientConnection:
         return MAGIC
 
     def opened(self, max_frame_bytes: int) -> None:
-        """The broker's limit from its hello."""
+        """The handshake is over; the broker's limit from its hello."""
+        self.state = State.OPEN
         self.max_frame_bytes = max_frame_bytes
         self._reader.limit = max(max_frame_bytes, HELLO_FRAME_BYTES)
 
@@ -240,6 +250,8 @@ class ClientConnection:
         body = message.encode()
         if len(body) > self.max_frame_bytes:
             raise FrameTooLarge(f"{operation.name} of {len(body)} bytes; the broker's limit is {self.max_frame_bytes}")
+        if operation.code == AUTHENTICATE and self.state is State.HELLO:
+            self.state = State.AUTHENTICATION
         correlation = self._next_correlation
         self._next_correlation += 1
         return correlation, pack_frame(Kind.REQUEST, operation.code, correlation, body)
@@ -247,9 +259,31 @@ class ClientConnection:
     def receive_data(self, data: bytes) -> Iterator[Answer]:
         """The answers that `data` completes. Raises ProtocolError or FrameTooLarge when the broker breaks the rules, and
         the error of a farewell (an ERROR with correlation 0)."""
+        if self.state is State.CLOSED:
+            return
         self._reader.feed(data)
-        for kind, operation, correlation, body in self._reader.frames():
-            answer = Answer(Kind(kind), operation, correlation, body)
-            if correlation == 0:
-                answer.message()
-            yield answer
+        frames = self._reader.frames()
+        try:
+            for kind, operation, correlation, body in frames:
+                answer = Answer(Kind(kind), operation, correlation, body)
+                if not correlation:
+                    self._farewell(answer)
+                self._expect(answer)
+                yield answer
+        except PenstockError:
+            self.state = State.CLOSED
+            raise
+        finally:
+            frames.close()
+
+    def _farewell(self, answer: Answer) -> None:
+        if answer.kind is not Kind.ERROR:
+            raise ProtocolError(f"{answer.kind.name} without a correlation")
+        answer.message()
+
+    def _expect(self, answer: Answer) -> None:
+        if answer.kind is Kind.REQUEST:
+            raise ProtocolError("a broker sends no requests")
+        wanted = {State.HELLO: HELLO, State.AUTHENTICATION: AUTHENTICATE}.get(self.state)
+        if wanted is not None and (answer.operation != wanted or answer.kind is Kind.PUSH):
+            raise ProtocolError(f"{answer.kind.name} of operation {answer.operation} in state {self.state.value}")
