@@ -61,8 +61,8 @@ class Keyring:
         """A new key and its secret, not yet in force. `random`: 64 unguessable bytes. InvalidRequest for an unknown role."""
         if role not in ROLES:
             raise InvalidRequest(f"role = {role[:50]!r}; it must be one of {', '.join(ROLES)}")
-        if len(description) > 200:
-            raise InvalidRequest("a key's description has at most 200 characters")
+        if len(description) > 200 or not description.isprintable():
+            raise InvalidRequest("a key's description has at most 200 characters, all of them printable")
         key_id = "PSK" + base64.b32encode(random[:10]).decode().rstrip("=")
         secret = base64.urlsafe_b64encode(random[10:40]).decode()
         nonce = random[40 : 40 + _NONCE_BYTES]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections.abc import Callable
 
 import structlog
@@ -43,6 +44,8 @@ OUTBOX_PAUSE_BYTES = 8 * 1024 * 1024
 WRITE_STALL_SECONDS = 30.0
 HELLO_SECONDS = 5.0
 MAX_IN_FLIGHT_REQUESTS = 1024
+_PLACE = re.compile(r"[A-Za-z0-9_-]{1,64}")
+"""An account or region: part of ARNs, of keys in the store, and of metrics' labels."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -122,7 +125,7 @@ class Session:
     @property
     def is_idle(self) -> bool:
         """Whether nothing is in flight and everything was written."""
-        return not self._calls and not self._outbox
+        return not self._calls and not self._outbox_bytes
 
     # Reading
 
@@ -177,6 +180,9 @@ class Session:
         if isinstance(message, Hello):
             if len(message.producer) != 16:
                 raise InvalidRequest("Hello.producer must have 16 bytes")
+            for name, value in (("account", message.account), ("region", message.region)):
+                if value and _PLACE.fullmatch(value) is None:
+                    raise InvalidRequest(f"Hello.{name} must be 1 to 64 letters, digits, hyphens and underscores")
             self._hello = message
             required = len(self._keyring) > 0
             if required and not message.key_id:

@@ -1,0 +1,1 @@
+"""The broker itself: its doors, its lane, its rules."""
