@@ -182,7 +182,8 @@ class Lane:
         while True:
             await self._work.wait()
             self._work = trio.Event()
-            self._idle = trio.Event()
+            if self._idle.is_set():  # (Who waits for the one before waits for this one as well.)
+                self._idle = trio.Event()
             batch, self._batch = self._batch, _Batch()
             self._running_bytes = batch.size_bytes
             if self._distrusted:

@@ -213,9 +213,9 @@ class Peer:
 class House:
     """A running broker with what a test turns."""
 
-    def __init__(self, broker: Broker, store: MemoryStore, threads: Threads, faults: dict[str, Fault], nursery: trio.Nursery):
+    def __init__(self, broker: Broker, disk: MemoryDisk, threads: Threads, faults: dict[str, Fault], nursery: trio.Nursery):
         self.broker = broker
-        self.store = store
+        self.disk = disk
         self.threads = threads
         self.faults = faults
         """What goes wrong at which point (acquire, commit, sweep, next_id, load) until it is taken out."""
@@ -242,12 +242,13 @@ async def house(
     """A broker for the time of the block. On the same disk the next one finds what was committed."""
     faults: dict[str, Fault] = {}
     threads = Threads()
-    store = MemoryStore(disk or MemoryDisk(), faults.get)
+    disk = disk or MemoryDisk()
+    store = MemoryStore(disk, faults.get)
     chance = random.Random(7)
     ports = Ports(lambda: EPOCH_MS + int(trio.current_time() * 1000), chance.randbytes, threads.run)
     options = options or BrokerOptions(session=limits or SessionLimits())
     async with running(store, ports, options, SEALING_KEY) as broker, trio.open_nursery() as nursery:
-        yield House(broker, store, threads, faults, nursery)
+        yield House(broker, disk, threads, faults, nursery)
         nursery.cancel_scope.cancel()
 
 
