@@ -19,6 +19,7 @@ from collections.abc import Generator, Iterator
 from penstock_protocol.codec import MAX_REPLY_ELEMENTS, Message, decode
 from penstock_protocol.errors import FrameTooLarge, PenstockError, ProtocolError, UnknownOperation, VersionNotSupported
 from penstock_protocol.frames import (
+    ANSWER_FRAME_BYTES,
     DEFAULT_FRAME_BYTES,
     HEADER,
     HEADER_BYTES,
@@ -232,7 +233,7 @@ class ClientConnection:
     def __init__(self) -> None:
         self.state = State.HELLO
         self.max_frame_bytes = HELLO_FRAME_BYTES
-        self._reader = FrameReader(DEFAULT_FRAME_BYTES)
+        self._reader = FrameReader(ANSWER_FRAME_BYTES)
         self._next_correlation = 1
 
     def preface(self) -> bytes:
@@ -240,10 +241,10 @@ class ClientConnection:
         return MAGIC
 
     def opened(self, max_frame_bytes: int) -> None:
-        """The handshake is over; the broker's limit from its hello."""
+        """The handshake is over; the broker's limit for requests, from its hello."""
         self.state = State.OPEN
         self.max_frame_bytes = max_frame_bytes
-        self._reader.limit = max(max_frame_bytes, HELLO_FRAME_BYTES)
+        self._reader.limit = max(max_frame_bytes, ANSWER_FRAME_BYTES)
 
     def request(self, operation: Operation, message: Message) -> tuple[int, bytes]:
         """A new correlation and the bytes. FrameTooLarge when it is beyond the broker's limit; nothing is numbered then."""

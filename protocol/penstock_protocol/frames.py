@@ -25,7 +25,10 @@ HELLO_FRAME_BYTES: Final = 16 * 1024
 """The largest body before authentication has succeeded (RELIABILITY 4.3: little work for strangers)."""
 
 DEFAULT_FRAME_BYTES: Final = 16 * 1024 * 1024
-"""The largest body afterwards, unless the broker's hello says otherwise (RELIABILITY 4.7)."""
+"""The largest request afterwards, unless the broker's hello says otherwise (RELIABILITY 4.7)."""
+
+ANSWER_FRAME_BYTES: Final = 2 * DEFAULT_FRAME_BYTES
+"""What a client takes at least: a receive may bring 16 MiB of bodies, and their attributes beside them."""
 
 
 class Kind(enum.IntEnum):
