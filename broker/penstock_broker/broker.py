@@ -68,6 +68,8 @@ class Broker:
         self.counters = Counters()
         self.catalog = QueueCatalog()
         self.sessions: set[Session] = set()
+        self.handshakes = 0
+        """Connections that are no sessions yet: they count as connections."""
         self.ready = False
         self.budget = Budget(options.content_bytes)
         self.slots_owned = SLOTS

@@ -39,13 +39,14 @@ class ServerOptions:
 
 async def _accept(broker: Broker, options: ServerOptions, stream: trio.SocketStream) -> None:
     """One connection, from its TLS handshake to its end; its failure is its own."""
-    if len(broker.sessions) >= options.max_connections:
+    if len(broker.sessions) + broker.handshakes >= options.max_connections:
         broker.counters.connections_failed["TooManyConnections"] += 1
         await trio.aclose_forcefully(stream)
         return
     transport: trio.abc.Stream = stream
     if options.tls is not None:
         secured = trio.SSLStream(stream, options.tls, server_side=True, https_compatible=True)
+        broker.handshakes += 1
         try:
             with trio.fail_after(HANDSHAKE_SECONDS):
                 await secured.do_handshake()
@@ -54,6 +55,8 @@ async def _accept(broker: Broker, options: ServerOptions, stream: trio.SocketStr
             log.info("TLS handshake failed", reason=str(error))
             await trio.aclose_forcefully(stream)
             return
+        finally:
+            broker.handshakes -= 1
         transport = secured
     await broker.serve(transport)
 
