@@ -44,11 +44,18 @@ def load_sealing_key(path: Path) -> bytes:
 
 
 class Keyring:
-    """The access keys of this store. Empty: nobody needs to authenticate."""
+    """The access keys of this store. Never any: nobody needs to authenticate."""
 
     def __init__(self, sealing_key: bytes, rows: list[CredentialRow]) -> None:
         self._cipher = AESGCM(sealing_key)
         self._rows = {row.key_id: row for row in rows}
+        self._required = bool(rows)
+
+    @property
+    def required(self) -> bool:
+        """Whether clients must authenticate. The end of the last key does not open a running broker to everybody: only its
+        next start decides anew, and refuses to listen to others then."""
+        return self._required
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -72,10 +79,12 @@ class Keyring:
     def add(self, row: CredentialRow) -> None:
         """Puts a key in force."""
         self._rows[row.key_id] = row
+        self._required = True
 
     def replace(self, rows: list[CredentialRow]) -> None:
         """These are all the keys there are."""
         self._rows = {row.key_id: row for row in rows}
+        self._required = self._required or bool(rows)
 
     def remove(self, key_id: str) -> CredentialRow | None:
         """Takes a key out of force."""

@@ -184,7 +184,7 @@ class Session:
                 if value and _PLACE.fullmatch(value) is None:
                     raise InvalidRequest(f"Hello.{name} must be 1 to 64 letters, digits, hyphens and underscores")
             self._hello = message
-            required = len(self._keyring) > 0
+            required = self._keyring.required
             if required and not message.key_id:
                 raise AuthenticationRequired()
             account, region = self._default_place
