@@ -19,7 +19,7 @@ class ConfigurationError(Exception):
 
 
 def _text(value: Any) -> str:
-    if not isinstance(value, str):
+    if not isinstance(value, str) or "\0" in value:
         raise ValueError("a text")
     return value
 
@@ -73,15 +73,21 @@ def split_address(value: str) -> tuple[str, int]:
     """host:port as two values; an IPv6 host stands in brackets. ValueError says what is allowed."""
     host, _, port = value.rpartition(":")
     host = host.removeprefix("[").removesuffix("]")
-    if not host or not port.isdigit() or not 0 <= int(port) <= 65_535:
+    if not host or "\0" in host or not (port.isascii() and port.isdigit()) or not 0 <= int(port) <= 65_535:
         raise ValueError("host:port, such as 127.0.0.1:4567 or [::1]:4567")
     return host, int(port)
 
 
 def _address(value: Any) -> str:
-    if value != "":
-        split_address(_text(value))
+    split_address(str(value))
     return str(value)
+
+
+def _address_or_nowhere(value: Any) -> str:
+    try:
+        return "" if value == "" else _address(value)
+    except ValueError as error:
+        raise ValueError(f"{error}; or empty") from None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -108,7 +114,7 @@ OPTIONS: Final[tuple[Option, ...]] = (
     Option("data", "./data", _text, "Folder of the embedded store (SQLite), made if missing."),
     Option("store", "", _text, "URL of the store instead: sqlite:///FILE or postgresql+psycopg://USER@HOST/DB."),
     Option("listen", "127.0.0.1:4567", _address, "Where clients connect."),
-    Option("metrics", "127.0.0.1:4568", _address, "Where /metrics, /healthz and /readyz are; empty for nowhere."),
+    Option("metrics", "127.0.0.1:4568", _address_or_nowhere, "Where /metrics, /healthz and /readyz are; empty for nowhere."),
     Option("node", "broker", _text, "Name of this broker in its cluster."),
     Option("account", "000000000000", _text, "Account of clients that name none."),
     Option("region", "local", _text, "Region of clients that name none."),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import secrets
+import ssl
 import time
 from collections.abc import Awaitable, Callable
 
@@ -14,7 +15,8 @@ from penstock.errors import NotConnected, PenstockError
 from rich.progress import Progress
 
 from penstock_broker.cli.exits import Exit
-from penstock_broker.cli.output import client_options, console, fail, print_json, print_table
+from penstock_broker.cli.output import client_options, console, fail, print_json, print_table, tls_context
+from penstock_broker.cli.output import seconds as seconds_type
 
 Step = Callable[[AsyncQueue, bytes, float], Awaitable[int]]
 
@@ -75,13 +77,13 @@ STEPS: tuple[tuple[str, Step], ...] = (
 
 
 @click.command()
-@click.option("--seconds", type=float, default=2.0, show_default=True, help="How long each step takes.")
-@click.option("--size", type=int, default=256, show_default=True, help="Bytes of a message.")
+@click.option("--seconds", type=seconds_type, default=2.0, show_default=True, help="How long each step takes.")
+@click.option("--size", type=click.IntRange(min=0), default=256, show_default=True, help="Bytes of a message.")
 @client_options
 def bench(seconds: float, size: int, url: str | None, as_json: bool) -> None:
     """Measure a running broker for some seconds, in a queue that is deleted afterwards."""
     try:
-        results = trio.run(_bench, seconds, size, url, not as_json)
+        results = trio.run(_bench, seconds, size, url, tls_context(), not as_json)
     except* NotConnected as group:
         fail(str(group.exceptions[0]), Exit.NOT_REACHABLE, "Start one with: penstock serve")
     except* PenstockError as group:
@@ -94,14 +96,14 @@ def bench(seconds: float, size: int, url: str | None, as_json: bool) -> None:
             console.print("durable: every message was on disk before its send returned", style="dim")
 
 
-async def _bench(seconds: float, size: int, url: str | None, visible: bool) -> dict[str, float]:
+async def _bench(seconds: float, size: int, url: str | None, tls: ssl.SSLContext | None, visible: bool) -> dict[str, float]:
     name = f"bench-{secrets.token_hex(4)}"
     body = secrets.token_bytes(size)
     results: dict[str, float] = {}
-    async with AsyncClient(url, request_timeout=10) as client:
+    async with AsyncClient(url, tls=tls, request_timeout=10) as client:
         queue = await client.create_queue(name)
         try:
-            with Progress(console=console, transient=True, disable=not visible) as progress:
+            with Progress(console=console, transient=True, disable=not visible or not console.is_terminal) as progress:
                 bar = progress.add_task("measuring", total=len(STEPS))
                 for title, step in STEPS:
                     progress.update(bar, description=title)

@@ -16,12 +16,13 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import click
 from penstock import Backoff, Client, Message, Queue, Worker
 
 from penstock_broker.cli.exits import Exit
-from penstock_broker.cli.output import console, fail
+from penstock_broker.cli.output import console, fail, print_json
 
 ORDERS = 1_000
 BROKEN = 20
@@ -84,17 +85,23 @@ def _throw_away() -> Iterator[_Broker]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _say(text: str) -> None:
-    console.print(text)
+def _say(text: str, **facts: Any) -> None:
+    """A line for people, or the facts in it for scripts."""
+    if not click.get_current_context().params["as_json"]:
+        console.print(text)
+    elif facts:
+        print_json(facts)
 
 
 @click.command()
-def demo() -> None:
+@click.option("--json", "as_json", is_flag=True, help="One JSON object per line, for scripts.")
+def demo(as_json: bool) -> None:
     """See it work: orders, failures, a dead-letter queue, a killed broker, FIFO order. Takes some seconds, leaves nothing."""
+    del as_json  # _say looks
     with _throw_away() as broker:
         _say("[bold]1.[/] A broker starts on this machine, with its data in a temporary folder.")
         broker.start()
-        _say(f"   It listens on {broker.url}; every reply means: it is on disk.\n")
+        _say(f"   It listens on {broker.url}; every reply means: it is on disk.\n", step="start", url=broker.url)
         with Client(broker.url, request_timeout=30) as client:
             dead = client.create_queue("orders-dead")
             orders = client.create_queue("orders", dead_letter_queue=dead, max_receive_count=2, visibility_timeout=5)
@@ -130,7 +137,11 @@ def _send_orders(broker: _Broker, orders: Queue) -> set[bytes]:
     count = orders.describe().messages
     _say(
         f"   {at_kill} were acknowledged when it died. All {len(acknowledged):,} sends returned after "
-        f"{time.monotonic() - started:.1f} s, without an error; the queue holds [bold]{count:,}[/]: none lost, none twice.\n"
+        f"{time.monotonic() - started:.1f} s, without an error; the queue holds [bold]{count:,}[/]: none lost, none twice.\n",
+        step="send",
+        acknowledged_at_kill=at_kill,
+        acknowledged=len(acknowledged),
+        held=count,
     )
     if count != ORDERS:
         fail(f"the queue should hold {ORDERS}", Exit.FAILED)
@@ -157,7 +168,11 @@ def _work_off(orders: Queue, dead: Queue, acknowledged: set[bytes]) -> None:
     left = dead.describe().messages
     _say(
         f"   {worker.processed} processed, {worker.failed} failures in {time.monotonic() - started:.1f} s; "
-        f"[bold]{left}[/] orders wait in the dead-letter queue.\n"
+        f"[bold]{left}[/] orders wait in the dead-letter queue.\n",
+        step="work",
+        processed=worker.processed,
+        failures=worker.failed,
+        dead_letters=left,
     )
     _say("[bold]4.[/] The bug is mended; the dead letters are moved back and worked off.")
     repaired.set()
@@ -165,7 +180,13 @@ def _work_off(orders: Queue, dead: Queue, acknowledged: set[bytes]) -> None:
     Worker(orders, handle, concurrency=10).run(idle_seconds=0.5)
     twice = sum(count > 1 for count in done.values())
     complete = set(done) == acknowledged
-    _say(f"   {moved} moved back. Processed: [bold]{len(done):,} of {ORDERS:,}[/], {twice} of them more than once.\n")
+    _say(
+        f"   {moved} moved back. Processed: [bold]{len(done):,} of {ORDERS:,}[/], {twice} of them more than once.\n",
+        step="redrive",
+        moved=moved,
+        processed=len(done),
+        more_than_once=twice,
+    )
     if not complete or left != BROKEN or moved != BROKEN:
         fail("not every order was processed", Exit.FAILED)
 
@@ -184,6 +205,11 @@ def _fifo(client: Client) -> None:
 
     Worker(events, handle, concurrency=4).run(idle_seconds=0.3)
     in_order = all(numbers == list(range(20)) for numbers in seen.values())
-    _say(f"   {', '.join(f'{name}: {len(numbers)} events' for name, numbers in sorted(seen.items()))}, in order: {in_order}.\n")
+    _say(
+        f"   {', '.join(f'{name}: {len(numbers)} events' for name, numbers in sorted(seen.items()))}, in order: {in_order}.\n",
+        step="fifo",
+        groups=len(seen),
+        in_order=in_order,
+    )
     if not in_order or len(seen) != 3:
         fail("the order was broken", Exit.FAILED)

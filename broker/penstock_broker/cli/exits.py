@@ -19,6 +19,7 @@ class Exit(enum.IntEnum):
     SCHEMA_TOO_NEW = 13
     DISK_FULL = 14
     FENCED = 15
+    INTERRUPTED = 130
 
 
 MEANING = {
@@ -26,16 +27,17 @@ MEANING = {
     Exit.FAILED: "the broker refused; the text says why and what to do",
     Exit.USAGE: "wrong arguments or configuration",
     Exit.NOT_REACHABLE: "no broker answers at that address",
-    Exit.NOTHING: "receive: no message came",
+    Exit.NOTHING: "receive, peek, moves: there is none",
     Exit.ADDRESS_IN_USE: "serve: the address cannot be listened on",
     Exit.STORE_LOCKED: "serve: another broker has the data open",
     Exit.STORE_UNREACHABLE: "serve: the store does not answer or cannot be opened",
     Exit.SCHEMA_TOO_NEW: "serve: a newer Penstock wrote the data",
     Exit.DISK_FULL: "serve: no space left",
     Exit.FENCED: "serve: another broker has taken over",
+    Exit.INTERRUPTED: "Ctrl-C",
 }
 
 
 def table() -> str:
     """The table as text for the help."""
-    return "\n".join(f"  {code.value:>2}  {MEANING[code]}" for code in Exit)
+    return "\n".join(f"  {code.value:>3}  {MEANING[code]}" for code in Exit)

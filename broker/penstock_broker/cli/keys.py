@@ -14,7 +14,7 @@ from penstock_storage.interface import Commit
 
 from penstock_broker.access import Keyring, public_key
 from penstock_broker.cli.exits import Exit
-from penstock_broker.cli.output import client_options, connected, console, escape, fail, print_json, print_table
+from penstock_broker.cli.output import client_options, connected, console, escape, fail, print_json, print_table, text
 from penstock_broker.cli.serve import load_or_fail, open_store, sealing_key
 
 
@@ -31,7 +31,7 @@ def key() -> None:
 
 @key.command()
 @click.option("--role", type=click.Choice(list(ROLES)), default="user", show_default=True, help="What it allows.")
-@click.option("--description", default="", help="Who or what it is for.")
+@click.option("--description", default="", type=text, help="Who or what it is for.")
 @_offline_options
 @client_options
 def create(
@@ -39,8 +39,7 @@ def create(
 ) -> None:
     """Create an access key. The secret is shown this once. With --data or --store it needs no running broker."""
     if data or store:
-        secret_key = _create_offline(role, description, {"data": data, "store": store, "key_file": key_file})
-        key_id, secret = secret_key
+        key_id, secret = _create_offline(role, description, {"data": data, "store": store, "key_file": key_file})
     else:
         with connected(url) as client:
             made = client.create_key(role, description)
@@ -64,7 +63,6 @@ def _create_offline(role: str, description: str, flags: dict[str, Any]) -> tuple
         with_store.commit(incarnation, Commit(upsert_credentials=[row]))
     except InvalidRequest as error:
         fail(str(error), Exit.USAGE)
-        raise
     finally:
         with_store.close()
     return row.key_id, secret
@@ -95,7 +93,7 @@ def list_keys(data: str | None, store: str | None, key_file: str | None, url: st
 
 
 @key.command()
-@click.argument("key_id")
+@click.argument("key_id", type=text)
 @_offline_options
 @client_options
 def delete(key_id: str, data: str | None, store: str | None, key_file: str | None, url: str | None, as_json: bool) -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import errno
 import functools
 import ipaddress
+import json
 import socket
 import ssl
 import sys
@@ -24,7 +25,7 @@ from penstock_broker import logs
 from penstock_broker.access import load_sealing_key
 from penstock_broker.broker import Broker, BrokerOptions
 from penstock_broker.cli.exits import Exit
-from penstock_broker.cli.output import fail
+from penstock_broker.cli.output import fail, print_json
 from penstock_broker.config import OPTIONS, Config, ConfigurationError
 from penstock_broker.http import serve_endpoint
 from penstock_broker.ports import real_ports
@@ -234,11 +235,15 @@ def _greet(url: str, metrics: str, other_port: bool) -> None:
 
 @click.command("config")
 @broker_options
-def show_config(config_file: str | None, **flags: Any) -> None:
-    """Show the configuration that `serve` would run with, and where each value comes from."""
+@click.option("--json", "as_json", is_flag=True, help="One JSON object per line, for scripts.")
+def show_config(config_file: str | None, as_json: bool, **flags: Any) -> None:
+    """Show the configuration that `serve` would run with, and where each value comes from: a TOML file for --config."""
     config = load_or_fail(flags, config_file)
     for option in OPTIONS:
         value = config.values[option.name]
         if option.name == "store" and "@" in str(value):
             value = "…@" + str(value).rpartition("@")[2]
-        click.echo(f"{option.name} = {value!r}  # {config.origins[option.name]}")
+        if as_json:
+            print_json({"name": option.name, "value": value, "origin": config.origins[option.name]})
+        else:
+            click.echo(f"{option.name} = {json.dumps(value)}  # {config.origins[option.name]}")
