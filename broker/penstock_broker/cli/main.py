@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import sys
 from typing import Any
@@ -61,6 +62,8 @@ for command in (serve, show_config, queue, key, bench, demo):
 
 def main() -> None:
     """The entry point: runs the command and ends the process with a code of the table."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal that lacks a character is no reason to fail
     try:
         code = cli.main(prog_name="penstock", standalone_mode=False)
         sys.stdout.flush()

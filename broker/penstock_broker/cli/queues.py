@@ -303,9 +303,8 @@ def send(
 def _send_lines(target: Queue, values: dict[str, Any], as_json: bool) -> None:
     """Sends standard input in batches; a refused line is told and does not hold up the others."""
     sent = refused = 0
-    with Progress(
-        "[progress.description]{task.description}", console=problems, transient=True, disable=as_json or not problems.is_terminal
-    ) as progress:
+    hidden = as_json or not problems.is_terminal
+    with Progress("[progress.description]{task.description}", console=problems, transient=True, disable=hidden) as progress:
         bar = progress.add_task("")
         for batch in _batches(sys.stdin.buffer):
             messages = [OutgoingMessage(line, **values) for line in batch]
