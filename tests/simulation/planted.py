@@ -191,7 +191,7 @@ def _purge_forgets_what_is_in_flight(original: Any) -> Any:
         for run, mask in masks:
             run.mask = mask
             self._ready.restore(run)
-            self._start_timer(run)
+            self._start_timer([run], run.visible_ms)
         self.deliveries.update(kept)
         self.segments.update(segments)
         return count

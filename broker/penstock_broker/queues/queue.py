@@ -64,6 +64,8 @@ from penstock_broker.queues.segment import (
 from penstock_broker.queues.settings import QueueSettings, is_fifo
 
 _FOREVER_MS = 2**62
+_Timer = tuple[int, int, list[Run]]
+"""When, a number that makes it unique, and the runs that become visible then unless something else was done to them."""
 
 
 @dataclasses.dataclass(slots=True)
@@ -169,8 +171,9 @@ class Queue:
         self._dying: set[int] = set()
         self._dead_late: list[int] = []
         # Timers and changes since the last collect.
-        self._visibility: list[tuple[int, int, Run]] = []
+        self._visibility: list[_Timer] = []
         self._timer_number = 0
+        self._timed_runs = 0
         self._sweep_ms = now_ms
         self._dirty_deliveries: dict[int, Delivery] = {}
         self._dirty_segments: dict[int, Segment] = {}
@@ -227,7 +230,7 @@ class Queue:
                 run.waiting = False
                 self.in_flight += run.mask.bit_count()
                 self._ready.restore(run)
-                self._start_timer(run)
+                self._start_timer([run], run.visible_ms)
             else:
                 self._ready.put(run)
         if delivery.runs:
@@ -423,7 +426,7 @@ class Queue:
             run.waiting = False
             run.segment.taken |= run.mask
             delivery.add(run)
-            self._start_timer(run)
+        self._start_timer(taken.runs, visible_ms)
         self.deliveries[number] = delivery
         self._dirty_deliveries[number] = delivery
         self.in_flight += taken.messages
@@ -440,8 +443,22 @@ class Queue:
         return reply, taken
 
     def _reply(self, delivery: Delivery, runs: list[Run], visible_ms: int) -> messages.ReceiveReply:
+        """What is alike goes as one: a batch of many groups costs the wire and the client no more than one of none."""
         receipt = self._receipts.issue(delivery.number)
-        return messages.ReceiveReply(self.log_id, [delivery_message(run, receipt) for run in runs], visible_ms)
+        if self.fifo:
+            runs = sorted(runs, key=_lowest_sequence)
+        deliveries = []
+        start = runs[0]
+        mask = 0
+        for run in runs:
+            if run.segment is not start.segment or run.received != start.received or (
+                run.first_received_ms != start.first_received_ms
+            ):
+                deliveries.append(delivery_message(start, mask, receipt))
+                start, mask = run, 0
+            mask |= run.mask
+        deliveries.append(delivery_message(start, mask, receipt))
+        return messages.ReceiveReply(self.log_id, deliveries, visible_ms)
 
     def _repeat_attempt(self, attempt_id: str, visible_ms: int, now_ms: int) -> messages.ReceiveReply | None:
         number = self._deduplication.attempt(attempt_id, now_ms)
@@ -457,10 +474,9 @@ class Queue:
             for segment in absent:
                 self._missing[segment.first] = segment
             return messages.ReceiveReply(self.log_id, [], 0)
-        runs.sort(key=lambda run: run.lowest_sequence)
         for run in runs:
             run.visible_ms = visible_ms
-            self._start_timer(run)
+        self._start_timer(runs, visible_ms)
         self._dirty_deliveries[delivery.number] = delivery
         return self._reply(delivery, runs, visible_ms)
 
@@ -541,12 +557,14 @@ class Queue:
             delivery = self.deliveries.get(number)
             done = 0
             if delivery is not None:
-                for run in list(delivery.runs.get(receipt.first, ())):
+                for run in delivery.runs.get(receipt.first, ()):
                     hit = run.mask & wanted
                     if hit and not (self.fifo and run.waiting):
                         self._delete_from(run, hit, now_ms)
                         done |= hit
                 if done:
+                    self.counters.deleted += done.bit_count()
+                    self._end(segment, done)
                     self._changed(delivery, receipt.first)
             if done != wanted:
                 error_ = ReceiptHandleExpired()
@@ -561,8 +579,6 @@ class Queue:
             run.mask &= ~mask
             self.in_flight -= count
             self._ready.settle(run, count, now_ms - run.delivery.taken_ms, now_ms)
-        self.counters.deleted += count
-        self._end(run.segment, mask)
 
     def _end(self, segment: Segment, mask: int) -> None:
         """Messages are no more, whatever the way."""
@@ -619,7 +635,7 @@ class Queue:
         run.visible_ms = now_ms + timeout_ms
         self._dirty_deliveries[delivery.number] = delivery
         if timeout_ms:
-            self._start_timer(run)
+            self._start_timer([run], run.visible_ms)
         else:
             self._return(run, now_ms)
 
@@ -644,12 +660,15 @@ class Queue:
 
     # Time
 
-    def _start_timer(self, run: Run) -> None:
+    def _start_timer(self, runs: list[Run], visible_ms: int) -> None:
         self._timer_number += 1
-        heapq.heappush(self._visibility, (run.visible_ms, self._timer_number, run))
-        if len(self._visibility) > 1000 and len(self._visibility) > 4 * len(self.deliveries) + 2 * self.in_flight:
-            self._visibility = [timer for timer in self._visibility if _is_running(timer)]
-            heapq.heapify(self._visibility)
+        heapq.heappush(self._visibility, (visible_ms, self._timer_number, runs))
+        self._timed_runs += len(runs)
+        if self._timed_runs > 1000 and self._timed_runs > 4 * len(self.deliveries) + 2 * self.in_flight:
+            timers = [(timer[0], timer[1], running) for timer in self._visibility if (running := _running(timer))]
+            heapq.heapify(timers)
+            self._visibility = timers
+            self._timed_runs = sum(len(timer[2]) for timer in timers)
 
     def expire(self, now_ms: int) -> bool:
         """Lets time pass: visibility timeouts end, delayed messages become due, retention ends. Whether anything became
@@ -658,8 +677,9 @@ class Queue:
         timers = self._visibility
         while timers and timers[0][0] <= now_ms:
             timer = heapq.heappop(timers)
-            if _is_running(timer):
-                self._return(timer[2], now_ms)
+            self._timed_runs -= len(timer[2])
+            for run in _running(timer):
+                self._return(run, now_ms)
                 woke = True
         while self._delayed and self._delayed[0][0] <= now_ms:
             _, _, segment = heapq.heappop(self._delayed)
@@ -721,8 +741,8 @@ class Queue:
     def next_deadline(self) -> int | None:
         """When `expire` has something to do next; None while nothing waits for time."""
         timers = self._visibility
-        while timers and not _is_running(timers[0]):
-            heapq.heappop(timers)
+        while timers and not _running(timers[0]):
+            self._timed_runs -= len(heapq.heappop(timers)[2])
         deadline = timers[0][0] if timers else _FOREVER_MS
         if self._delayed:
             deadline = min(deadline, self._delayed[0][0])
@@ -1029,6 +1049,7 @@ class Queue:
         self._dirty_segments.clear()
         self._dead_segments.clear()
         self._visibility.clear()
+        self._timed_runs = 0
         self._delayed.clear()
         self._missing.clear()
         self._owed.clear()
@@ -1067,9 +1088,14 @@ class Queue:
         return self._ready.messages > 0
 
 
-def _is_running(timer: tuple[int, int, Run]) -> bool:
-    visible_ms, _, run = timer
-    return not run.waiting and run.mask != 0 and run.visible_ms == visible_ms
+def _running(timer: _Timer) -> list[Run]:
+    """The runs that still wait for this timer."""
+    visible_ms, _, runs = timer
+    return [run for run in runs if run.mask and not run.waiting and run.visible_ms == visible_ms]
+
+
+def _lowest_sequence(run: Run) -> int:
+    return run.lowest_sequence
 
 
 def _fitting(bodies: list[bytes], room: int, *, at_least_one: bool) -> list[bytes]:

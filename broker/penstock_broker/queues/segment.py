@@ -262,9 +262,9 @@ def mask_of(data: bytes) -> int:
     return int.from_bytes(data, "little")
 
 
-def delivery_message(run: Run, receipt: bytes) -> Delivery:
-    """The wire form of a run that was taken. Its segment's content is in memory."""
-    segment, mask = run.segment, run.mask
+def delivery_message(run: Run, mask: int, receipt: bytes) -> Delivery:
+    """The wire form of messages that were taken: `run` and others like it, `mask` in all. Their content is in memory."""
+    segment = run.segment
     columns = segment.columns
     assert columns is not None
     start = (mask & -mask).bit_length() - 1
