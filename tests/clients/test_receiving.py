@@ -95,6 +95,24 @@ async def test_messages_that_reach_a_receive_after_its_time_are_released(broker:
         await broker.until(lambda: broker.queue("jobs").visible == [b"a"])
 
 
+async def test_messages_of_a_receive_attempt_stay_taken_for_whoever_repeats_it(broker: FakeBroker) -> None:
+    broker.fault("ReceiveMessages", HOLD, HOLD)
+    async with AsyncClient(broker.url, request_timeout=0.2) as client:
+        queue = client.queue("orders.fifo")
+        await queue.send_many([b"a", b"b"])
+        with pytest.raises(RequestTimeout):
+            await queue.receive(wait_seconds=0, attempt_id="late")
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(lambda: queue.receive(wait_seconds=0, attempt_id="cancelled"))
+            await broker.until(lambda: len(broker.asked("ReceiveMessages")) == 2)
+            tasks.cancel_scope.cancel()
+        broker.release_held()
+        await client.ping()
+        await client.ping()
+    assert broker.asked("ChangeVisibility") == []
+    assert broker.queue("orders.fifo").visible == []
+
+
 async def test_messages_released_in_the_background_are_released_before_the_client_closes(broker: FakeBroker) -> None:
     async with AsyncClient(broker.url) as client:
         queue = client.queue("jobs")

@@ -161,7 +161,8 @@ class AsyncQueue:
         """Takes up to `max_messages` messages; they are hidden from others for `visibility_timeout` (default: the queue's).
 
         Waits up to `wait_seconds` (at most 20; default: the queue's receive_wait) for a message. An empty list means
-        that none came. After a cancellation nothing stays taken: what arrives late is released again.
+        that none came. After a cancellation or a RequestTimeout nothing stays taken: what arrives late is released again; but
+        with an `attempt_id` (FIFO) it stays taken until its visibility timeout, for whoever repeats the attempt.
 
             >>> for message in await queue.receive(10, wait_seconds=1):
             ...     print(message.text)

@@ -283,9 +283,10 @@ class Link:
         return reply
 
     def _orphaned(self, request: Request, reply: codec.Message | None) -> None:
-        """A reply that nobody takes."""
-        if isinstance(reply, queues.ReceiveReply) and isinstance(request.message, queues.ReceiveMessages):
-            self.release(request.message.queue, reply)
+        """A reply that nobody takes. (The messages of an attempt stay taken: who repeats it may have got them already.)"""
+        message = request.message
+        if isinstance(reply, queues.ReceiveReply) and isinstance(message, queues.ReceiveMessages) and not message.attempt_id:
+            self.release(message.queue, reply)
 
     # Releasing messages nobody took
 
