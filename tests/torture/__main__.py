@@ -51,6 +51,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, help="what random choices start from (default: the time)")
     parser.add_argument("--postgresql", action="store_true", help="kill brokers on a private PostgreSQL instead of SQLite")
     parser.add_argument("--plant", choices=sorted(PLANTED_IN), default="", help="with a bug that has to be found")
+    parser.add_argument("--keep", type=Path, metavar="FOLDER", help="leave histories and logs of what was broken there")
     options = parser.parse_args()
     unknown = [name for name in options.only.split(",") if name not in STAGES]
     if unknown:
@@ -68,6 +69,14 @@ def _interrupt_once(*_: object) -> None:
     raise KeyboardInterrupt
 
 
+def _keep(folder: Path, target: Path) -> None:
+    for path in folder.rglob("*"):
+        if path.suffix in (".jsonl", ".log"):
+            kept = target / path.relative_to(folder)
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, kept)
+
+
 def _run_stage(name: str, options: argparse.Namespace, seed: int, deadline: float, console: Console) -> Verdict:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     count = getattr(options, name)
@@ -82,11 +91,14 @@ def _run_stage(name: str, options: argparse.Namespace, seed: int, deadline: floa
 
             task = Task(deadline, count, seed, plant, options.postgresql, folder, show)
             try:
-                return STAGES[name][0](task)
+                verdict = STAGES[name][0](task)
             except Failure as failure:
-                return Verdict("ended at once", [str(failure)])
+                verdict = Verdict("ended at once", [str(failure)])
             except Exception:  # noqa: BLE001  # whatever fell over, the other stages go on, and it is a failure
-                return Verdict("fell over", [traceback.format_exc()])
+                verdict = Verdict("fell over", [traceback.format_exc()])
+        if options.keep and verdict.complaints:
+            _keep(folder, options.keep / name)
+        return verdict
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

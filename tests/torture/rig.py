@@ -30,8 +30,11 @@ STOP_SECONDS: Final = 75.0
 """A client that was asked to stop ends within its requests' time."""
 DRAIN_SECONDS: Final = 60.0
 DRAIN_MESSAGES: Final = 500
-EXPECTED: Final = {"NotConnected", "ConnectionLost", "RequestTimeout", "OutcomeUnknown"}
-"""The errors that a loss of the broker excuses."""
+EXPECTED: Final = {
+    *("NotConnected", "ConnectionLost", "RequestTimeout", "OutcomeUnknown"),
+    *("MessageNotInFlight", "ReceiptHandleExpired"),
+}
+"""The errors that a loss of the broker excuses, and those of a client that comes too late."""
 LISTED: Final = 3
 """Complaints of one checker that are shown."""
 
