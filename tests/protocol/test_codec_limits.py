@@ -88,10 +88,16 @@ def test_the_count_before_building_agrees_with_the_count_while_building() -> Non
                 decode(body + b"\xc0")
 
 
-def test_exactly_the_limit_of_elements_is_taken_and_one_more_is_refused() -> None:
-    per_array = 999
-    arrays = [[1] * per_array for _ in range(MAX_ELEMENTS // 1000 - 1)]
-    rest = MAX_ELEMENTS - 1000 * len(arrays) - (len(arrays) + 1 + 1) - 1
+@pytest.mark.parametrize("per_array", [999, 15_999, 9])
+def test_exactly_the_limit_of_elements_is_taken_and_one_more_is_refused(per_array: int) -> None:
+    """Counted before building, while building, and both."""
+    count = min(MAX_ELEMENTS // (per_array + 2) - 1, 5_000)
+    arrays = [[1] * per_array for _ in range(count)]
+    left = MAX_ELEMENTS - (per_array + 1) * count
+    while left > MAX_ARRAY_LENGTH:
+        arrays.append([1] * 9_999)
+        left -= 10_000
+    rest = left - (len(arrays) + 1 + 1) - 1  # the body is an array, too, and so is the last one
     assert decode(packed(*arrays, [1] * rest))
     with pytest.raises(ProtocolError, match="more than 100000 array elements"):
         decode(packed(*arrays, [1] * (rest + 1)))
