@@ -8,9 +8,11 @@ creation: the client signs the broker's challenge.
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import hmac
 import os
+import tempfile
 from pathlib import Path
 from typing import Final
 
@@ -27,19 +29,28 @@ _DUMMY_SECRET: Final = b"no such key: the same work is done for it"
 
 
 def load_sealing_key(path: Path) -> bytes:
-    """The key that secrets are sealed with: read from the file, or made with mode 0600. 32 bytes."""
-    try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except FileExistsError:
-        key = path.read_bytes()
-        if len(key) != 32:
-            raise ValueError(f"{path} is not a key of 32 bytes") from None
-        return key
-    key = os.urandom(32)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(key)
-        file.flush()
-        os.fsync(file.fileno())
+    """The key that secrets are sealed with: read from the file, or made with mode 0600. 32 bytes.
+
+    It is made under another name first: whenever the process or the machine ends, the file is whole or not there."""
+    if not path.exists():
+        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(os.urandom(32))
+                file.flush()
+                os.fsync(file.fileno())
+            with contextlib.suppress(FileExistsError):
+                os.link(name, path)
+        finally:
+            Path(name).unlink()
+        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    key = path.read_bytes()
+    if len(key) != 32:
+        raise ValueError(f"{path} is not a key of 32 bytes")
     return key
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -380,3 +382,14 @@ def test_the_sealing_key_is_made_once_for_its_user_alone(tmp_path: Path) -> None
     path.write_bytes(b"short")
     with pytest.raises(ValueError, match="32 bytes"):
         load_sealing_key(path)
+
+
+def test_a_broker_that_is_killed_while_it_makes_its_sealing_key_starts_again(tmp_path: Path) -> None:
+    path = tmp_path / "sealing.key"
+    code = (
+        "import os, sys, pathlib; from penstock_broker.access import load_sealing_key; "
+        "os.fsync = lambda _: os._exit(9); load_sealing_key(pathlib.Path(sys.argv[1]))"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(path)], check=False)
+    assert done.returncode == 9 and not path.exists()
+    assert len(load_sealing_key(path)) == 32
