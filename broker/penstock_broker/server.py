@@ -7,6 +7,7 @@ A second signal skips the waiting.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import signal
 import ssl
@@ -75,28 +76,33 @@ async def run_server(
     """Runs a broker until a signal ends it. `beside` runs along with it (the metrics endpoint); `on_reload` answers
     SIGHUP; `started` gets the broker and the port it listens on. OSError when the address cannot be had."""
     listeners = await trio.open_tcp_listeners(server_options.port, host=server_options.host, backlog=BACKLOG)
-    async with running(store, ports, broker_options, sealing_key) as broker, trio.open_nursery() as doors:
-        connections = await doors.start(_connections, broker, server_options, listeners)
-        if beside is not None:
-            doors.start_soon(beside, broker)
-        if started is not None:
-            started(broker, listeners[0].socket.getsockname()[1])
-        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
-            async for number in signals:
-                if number == signal.SIGHUP:
-                    if on_reload is not None:
-                        on_reload(broker)
-                    continue
-                break
-            log.info("draining", connections=len(broker.sessions))
-            async with trio.open_nursery() as draining:
-                draining.start_soon(_skip_on_signal, signals, draining.cancel_scope)
-                for listener in listeners:
-                    await listener.aclose()
-                await broker.drain(server_options.drain_seconds)
-                draining.cancel_scope.cancel()
-        connections.cancel()
-        doors.cancel_scope.cancel()
+    with contextlib.ExitStack() as stack:
+        async with trio.open_nursery() as watch:
+            async with running(store, ports, broker_options, sealing_key) as broker, trio.open_nursery() as doors:
+                connections = await doors.start(_connections, broker, server_options, listeners)
+                if beside is not None:
+                    doors.start_soon(beside, broker)
+                if started is not None:
+                    started(broker, listeners[0].socket.getsockname()[1])
+                signals = stack.enter_context(trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP))
+                async for number in signals:
+                    if number == signal.SIGHUP:
+                        if on_reload is not None:
+                            on_reload(broker)
+                        continue
+                    break
+                log.info("draining", connections=len(broker.sessions))
+                async with trio.open_nursery() as draining:
+                    draining.start_soon(_skip_on_signal, signals, draining.cancel_scope)
+                    for listener in listeners:
+                        await listener.aclose()
+                    await broker.drain(server_options.drain_seconds)
+                    draining.cancel_scope.cancel()
+                # From here on a signal has nothing left to hurry: it must not kill what is being closed.
+                watch.start_soon(_ignore, signals)
+                connections.cancel()
+                doors.cancel_scope.cancel()
+            watch.cancel_scope.cancel()
     log.info("stopped")
 
 
@@ -132,3 +138,8 @@ async def _skip_on_signal(signals: Any, scope: trio.CancelScope) -> None:
             log.warning("second signal: not waiting any longer")
             scope.cancel()
             return
+
+
+async def _ignore(signals: Any) -> None:
+    async for _ in signals:
+        pass
