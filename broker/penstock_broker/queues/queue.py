@@ -15,6 +15,7 @@ Nothing here waits; `now_ms` is wall-clock milliseconds.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import heapq
 from collections.abc import Iterable, Iterator
@@ -451,8 +452,10 @@ class Queue:
         start = runs[0]
         mask = 0
         for run in runs:
-            if run.segment is not start.segment or run.received != start.received or (
-                run.first_received_ms != start.first_received_ms
+            if (
+                run.segment is not start.segment
+                or run.received != start.received
+                or (run.first_received_ms != start.first_received_ms)
             ):
                 deliveries.append(delivery_message(start, mask, receipt))
                 start, mask = run, 0
@@ -465,9 +468,8 @@ class Queue:
         delivery = self.deliveries.get(number) if number is not None else None
         if delivery is None:
             return None
-        # (Of a segment that was quarantined nothing can be repeated.)
-        runs = [run for run in delivery.all_runs() if self.segments.get(run.segment.first) is run.segment]
-        if not runs or any(run.waiting for run in runs):
+        runs = list(delivery.all_runs())
+        if any(run.waiting for run in runs):
             return None
         absent = [run.segment for run in runs if run.segment.columns is None]
         if absent:
@@ -720,19 +722,21 @@ class Queue:
             in_flight = segment.all_mask & ~segment.deleted
             self._end(segment, in_flight)
         if expired:
-            self._ready.drop_deleted()
-            for delivery in list(self.deliveries.values()):
-                for run in list(delivery.all_runs()):
-                    gone = run.mask & run.segment.deleted
-                    if gone:
-                        if not run.waiting:
-                            self.in_flight -= gone.bit_count()
-                        run.mask &= ~gone
-                        if not run.waiting:
-                            self._ready.settle(run, gone.bit_count(), 0, now_ms)
-                    if gone or not run.mask:
-                        self._changed(delivery, run.segment.first)
+            self._drop_deleted_runs({segment.first for segment in expired}, now_ms)
         self._sweep_ms = max(oldest + self.settings.retention_ms, now_ms + limits.SECOND_MS)
+
+    def _drop_deleted_runs(self, firsts: set[int], now_ms: int) -> None:
+        """Messages of these segments ended while they waited or were in flight: nobody has them any more."""
+        self._ready.drop_deleted()
+        for delivery in [one for one in self.deliveries.values() if not firsts.isdisjoint(one.runs)]:
+            for first in firsts.intersection(delivery.runs):
+                for run in delivery.runs[first]:
+                    gone = run.mask & run.segment.deleted
+                    run.mask &= ~gone
+                    if gone and not run.waiting:
+                        self.in_flight -= gone.bit_count()
+                        self._ready.settle(run, gone.bit_count(), 0, now_ms)
+                self._changed(delivery, first)
 
     def sweep_soon(self, now_ms: int) -> None:
         """The retention changed: look for what is too old at the next `expire`."""
@@ -986,7 +990,7 @@ class Queue:
                 continue
             loaded = given.get(key.first)
             if loaded is None or loaded.segment.payload is None:
-                self._quarantine(segment)
+                self._quarantine(segment, now_ms)
                 continue
             if segment.columns is None:
                 segment.columns = Columns.unpack(loaded.segment.payload)
@@ -1018,13 +1022,20 @@ class Queue:
         self._dying.difference_update(self._dead_late)
         self._dead_late = []
 
-    def _quarantine(self, segment: Segment) -> None:
-        """The store cannot give a segment's content: serve nothing of it, and leave its row alone."""
+    def _quarantine(self, segment: Segment, now_ms: int) -> None:
+        """The store cannot give a segment's content: serve nothing of it, whoever has it, and leave its row alone."""
+        if segment.first in self._dirty_segments:
+            # (Its state still says what was deleted, not what is lost.)
+            self._dirty_segments[segment.first] = copy.copy(segment)
         lost = segment.all_mask & ~segment.deleted
-        segment.deleted |= lost
-        self.messages -= lost.bit_count()
-        self._ready.drop_deleted()
+        before = segment.deleted_bytes
+        self.messages -= segment.delete(lost)
+        self.size_bytes -= segment.deleted_bytes - before
+        self._drop_content(segment)
         del self.segments[segment.first]
+        self._missing.pop(segment.first, None)
+        self._owed.pop(segment.first, None)
+        self._drop_deleted_runs({segment.first}, now_ms)
 
     # The whole queue
 
