@@ -53,6 +53,10 @@ WAL_LIMIT_BYTES = 64 * 1024 * 1024
 """What the WAL's file is cut back to after a checkpoint."""
 WAL_ALARM_BYTES = 4 * WAL_LIMIT_BYTES
 """Beyond this the writer waits for the readers, because they keep the WAL from being started anew."""
+WAL_WAIT_MS = 100
+"""How long it waits for them: far longer than the broker's own loads take, far shorter than anybody's backup."""
+WAL_RETRY_S = 5.0
+"""How long commits go on before the next try, after one that waited in vain."""
 RESERVE_BYTES = 64 * 1024 * 1024
 """More than the pages that a WAL of CHECKPOINT_PAGES may add to the file, with the WAL of some thousand deletes."""
 BUSY_TIMEOUT_MS = 5000
@@ -75,6 +79,8 @@ class SqliteDatabase:
         self._reserve = _Reserve(path.with_name(path.name + ".reserve"), reserve_bytes)
         self._gate = Gate()
         self._write_lock = threading.Lock()
+        self._wal_tried_s = -WAL_RETRY_S
+        """When it was last waited for readers in vain."""
         self._lock_file = _lock(path)
         try:
             _create_private(path)
@@ -106,7 +112,7 @@ class SqliteDatabase:
                 self._commit(incarnation, steps)
             except StoreFull:
                 self._reserve.release()
-                self._checkpoint()
+                self._checkpoint(BUSY_TIMEOUT_MS)
                 if adds:
                     raise
                 self._commit(incarnation, steps)
@@ -166,7 +172,7 @@ class SqliteDatabase:
         """Lets go of the reserve."""
         with self._gate, self._write_lock:
             self._reserve.release()
-            self._checkpoint()
+            self._checkpoint(BUSY_TIMEOUT_MS)
             return True
 
     def renew(self) -> None:
@@ -285,23 +291,34 @@ class SqliteDatabase:
             self._reconnect()
 
     def _bound_wal(self) -> None:
-        """Keeps readers that come and go without a pause from growing the WAL for ever."""
+        """Keeps readers that come and go without a pause from growing the WAL for ever. One that stays costs a short wait now
+        and then: the WAL grows on meanwhile."""
+        if time.monotonic() - self._wal_tried_s < WAL_RETRY_S:
+            return
         try:
             size_bytes = os.stat(f"{self._path}-wal").st_size
         except OSError as error:
             # The commit is durable whatever this says.
             logger.critical("the WAL of %s cannot be looked at: %s", self._path, error)
             return
-        if size_bytes > WAL_ALARM_BYTES:
-            self._checkpoint()
+        if size_bytes > WAL_ALARM_BYTES and not self._checkpoint():
+            self._wal_tried_s = time.monotonic()
+            logger.warning("a reader keeps the WAL of %s growing: %d bytes", self._path, size_bytes)
 
-    def _checkpoint(self) -> None:
-        """Moves the WAL into the file, waiting for readers, and cuts it to nothing."""
+    def _checkpoint(self, wait_ms: int = WAL_WAIT_MS) -> bool:
+        """Moves the WAL into the file, waiting for readers, and cuts it to nothing. False when a reader was in the way."""
+        cursor = self._cursor
         try:
-            self._cursor.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+            cursor.execute(f"PRAGMA busy_timeout={wait_ms}").fetchall()
+            try:
+                busy = cursor.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
+            finally:
+                cursor.execute(f"PRAGMA busy_timeout={BUSY_TIMEOUT_MS}").fetchall()
         except sqlite3.Error as error:
             # What is committed is durable in the WAL; only space depends on this, and it is tried again.
             logger.warning("checkpoint of %s failed: %s", self._path, error)
+            return False
+        return not busy
 
 
 class _Reserve:
@@ -319,16 +336,18 @@ class _Reserve:
         if self._size_bytes == 0:
             self.held = True
             return True
-        file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
-            os.posix_fallocate(file, 0, self._size_bytes)
-            os.ftruncate(file, self._size_bytes)
+            # (Not even its name may fit.)
+            file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                os.posix_fallocate(file, 0, self._size_bytes)
+                os.ftruncate(file, self._size_bytes)
+            finally:
+                os.close(file)
         except OSError as error:
             logger.error("no room for the reserve %s: sends are refused (%s)", self._path, error)
-            os.close(file)
             self._remove()
             return False
-        os.close(file)
         if not self.held:
             logger.info("reserve %s of %d bytes is there", self._path, self._size_bytes)
         self.held = True
@@ -347,7 +366,11 @@ class _Reserve:
 
     def _remove(self) -> None:
         self.held = False
-        self._path.unlink(missing_ok=True)
+        try:
+            self._path.unlink(missing_ok=True)
+        except OSError as error:
+            # Whoever commits goes on: SQLite itself says whether there is room.
+            logger.critical("the reserve %s cannot be removed: %s", self._path, error)
 
 
 def _configure(connection: sqlite3.Connection, read_only: bool) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import pathlib
 import signal
@@ -300,6 +301,47 @@ def test_a_full_disk_refuses_sends_lets_deletes_through_and_recovers(small_disk:
     store.close()
 
 
+@pytest.mark.parametrize("call", ["open", "posix_fallocate", "ftruncate"])
+def test_a_reserve_that_cannot_even_be_created_refuses_sends_and_ends_nothing(
+    store: SqlStore, path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    incarnation = with_queue(store)
+    real_open = os.open
+
+    def no_space(*arguments: Any) -> int:
+        if call == "open" and not str(arguments[0]).endswith(".reserve"):
+            return real_open(*arguments)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    database_of(store)._reserve.release()
+    with monkeypatch.context() as full:
+        full.setattr(sqlite, "RESERVE_RETRY_S", 0.0)
+        full.setattr(sqlite.os, call, no_space)
+        for _ in range(2):
+            with pytest.raises(StoreFull):
+                store.commit(incarnation, Commit(insert_segments=[segment(7, 1)]))
+            store.commit(incarnation, Commit(upsert_states=[state(7, 1)]))
+            store.sweep(incarnation, 1)
+        assert store.full
+    assert not path.with_name("store.db.reserve").exists()
+    store.sweep(incarnation, 1)
+    assert not store.full
+    store.commit(incarnation, Commit(insert_segments=[segment(7, 1)]))
+
+
+def test_a_reserve_that_cannot_be_removed_ends_nothing(
+    store: SqlStore, path: pathlib.Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    incarnation = with_queue(store)
+    reserve = path.with_name("store.db.reserve")
+    reserve.unlink()
+    reserve.mkdir()  # as good as a file system that went read-only
+    make_commit_fail(store, False, sqlite3.SQLITE_FULL)
+    with pytest.raises(StoreFull):
+        store.commit(incarnation, Commit(insert_segments=[segment(7, 1)]))
+    assert "cannot be removed" in caplog.text
+
+
 @pytest.mark.root
 def test_a_disk_that_is_full_at_the_start_still_serves(small_disk: pathlib.Path) -> None:
     path = small_disk / "store.db"
@@ -357,6 +399,58 @@ def test_the_wal_stays_bounded_while_readers_come_and_go(
         for reader in readers:
             reader.join()
     assert pathlib.Path(f"{path}-wal").stat().st_size <= 26 * MIB
+
+
+class WatchedCursor:
+    """A cursor that remembers the pragmas it ran."""
+
+    def __init__(self, cursor: sqlite3.Cursor) -> None:
+        self._cursor = cursor
+        self.pragmas: list[str] = []
+
+    def execute(self, text: str, parameters: Any = ()) -> sqlite3.Cursor:
+        if text.startswith("PRAGMA"):
+            self.pragmas.append(text)
+        return self._cursor.execute(text, parameters)
+
+    def executemany(self, text: str, rows: Any) -> sqlite3.Cursor:
+        return self._cursor.executemany(text, rows)
+
+
+def test_a_reader_that_stays_holds_up_commits_for_a_moment_now_and_then_but_not_each_of_them(
+    store: SqlStore, path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    now_s = [1000.0]
+    monkeypatch.setattr(sqlite, "WAL_ALARM_BYTES", 4 * MIB)
+    monkeypatch.setattr(sqlite.time, "monotonic", lambda: now_s[0])
+    incarnation = with_queue(store)
+    database = database_of(store)
+    watched = WatchedCursor(database._cursor)
+    database._cursor = cast(sqlite3.Cursor, watched)
+
+    def commit(first: int) -> None:
+        store.commit(incarnation, Commit(insert_segments=[segment(7, first, payload=b"x" * MIB)]))
+
+    once = ["PRAGMA busy_timeout=100", "PRAGMA wal_checkpoint(TRUNCATE)", "PRAGMA busy_timeout=5000"]
+    reader = sqlite3.connect(path)
+    try:
+        reader.execute("BEGIN")
+        reader.execute("SELECT count(*) FROM segments").fetchone()
+        for first in range(1, 11):
+            commit(first)
+        assert watched.pragmas == once
+        now_s[0] += sqlite.WAL_RETRY_S
+        for first in range(11, 16):
+            commit(first)
+        assert watched.pragmas == once * 2
+        assert "a reader keeps the WAL" in caplog.text
+    finally:
+        reader.close()
+    now_s[0] += sqlite.WAL_RETRY_S
+    commit(16)
+    assert pathlib.Path(f"{path}-wal").stat().st_size == 0
+    assert watched.pragmas == once * 3
+    assert firsts(arrivals(store)) == list(range(1, 17))
 
 
 @pytest.mark.parametrize(
