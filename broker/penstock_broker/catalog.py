@@ -97,8 +97,10 @@ class QueueCatalog:
             self.put(record)
 
     def remove(self, record: QueueRecord) -> None:
-        """Forgets; no error when it is not there."""
-        self._queues.pop((record.place, record.name), None)
+        """Forgets; no error when it is not there, or when another queue has its name by now."""
+        current = self._queues.get((record.place, record.name))
+        if current is not None and current.log_id == record.log_id:
+            del self._queues[record.place, record.name]
 
     def names(self, place: Place) -> list[str]:
         """The names in a place, sorted."""

@@ -17,7 +17,7 @@ from penstock_protocol.errors import (
     StoreFailed,
 )
 from penstock_protocol.session_messages import Empty
-from penstock_storage.interface import CommitUnknown, LoadedSegment, LogId, Store, StoreError
+from penstock_storage.interface import Commit, CommitUnknown, LoadedSegment, LogId, Store, StoreError
 
 from penstock_broker.call import Call, NotReady
 from penstock_broker.catalog import Place, QueueRecord
@@ -43,6 +43,8 @@ class QueueAdmin:
         self._start = start
         self._ids: list[int] = []
         self._versions = 0
+        self._pending: dict[int, QueueRecord] = {}
+        """By resource id: the newest record that waits for its commit. What changes next builds on it."""
 
     async def _fetch_ids(self) -> None:
         incarnation = self._service.lane.incarnation
@@ -66,7 +68,8 @@ class QueueAdmin:
         if existing is not None:
             # SQS: the same attributes again are success, others an error; attributes not named are not compared.
             asked = {setting.name for setting in request.settings or []}
-            differing = [name for name in asked if getattr(wanted, name) != getattr(existing.settings, name)]
+            now = self._newest(existing).settings
+            differing = [name for name in asked if getattr(wanted, name) != getattr(now, name)]
             if differing:
                 raise ResourceInUse(f"queue {request.queue!r} exists with other settings: {', '.join(sorted(differing))}")
             self._describe_when_durable(call, existing)
@@ -106,14 +109,25 @@ class QueueAdmin:
 
     def _change(self, call: Call, record: QueueRecord, after: Callable[[QueueRecord], None]) -> None:
         """Puts a changed record in force once it is durable."""
-        self._service.lane.write(lambda commit: commit.upsert_resources.append(record.to_row()))
+        self._pending[record.resource_id] = record
+
+        def exists() -> QueueRecord | None:
+            current = self._catalog.get(record.place, record.name)
+            return current if current is not None and current.resource_id == record.resource_id else None
+
+        def rows(commit: Commit) -> None:
+            # A delete that was committed meanwhile is the last word: the row would bring the queue back.
+            if exists() is not None:
+                commit.upsert_resources.append(record.to_row())
 
         def done(error: PenstockError | None) -> None:
+            if self._pending.get(record.resource_id) is record:
+                del self._pending[record.resource_id]
             if error is not None:
                 call.fail(error)
                 return
-            current = self._catalog.get(record.place, record.name)
-            if current is None or current.resource_id != record.resource_id:
+            current = exists()
+            if current is None:
                 call.fail(QueueDoesNotExist())
                 return
             if record.version > current.version:
@@ -125,7 +139,11 @@ class QueueAdmin:
                     self._service.retention_changed(runtime)
             after(record)
 
+        self._service.lane.write(rows)
         self._service.lane.submit(done)
+
+    def _newest(self, record: QueueRecord) -> QueueRecord:
+        return self._pending.get(record.resource_id, record)
 
     def _next_version(self, record: QueueRecord) -> int:
         """Versions of changes that are under way at once still differ."""
@@ -134,7 +152,7 @@ class QueueAdmin:
 
     def change_settings(self, call: Call, request: messages.SetQueueSettings) -> None:
         """SetQueueSettings."""
-        record = self._service.record(call.caller, request.queue)
+        record = self._newest(self._service.record(call.caller, request.queue))
         changed = settings.changed(record.settings, request.settings, fifo=settings.is_fifo(record.name))
         if changed.dead_letter_queue != record.settings.dead_letter_queue:
             self._check_dead_letter(record.place, record.name, changed)
@@ -143,14 +161,14 @@ class QueueAdmin:
 
     def tag(self, call: Call, request: messages.TagQueue) -> None:
         """TagQueue."""
-        record = self._service.record(call.caller, request.queue)
+        record = self._newest(self._service.record(call.caller, request.queue))
         tags = settings.merged_tags(record.tags, request.tags)
         new = dataclasses.replace(record, tags=tags, version=self._next_version(record))
         self._change(call, new, lambda _: call.reply(Empty()))
 
     def untag(self, call: Call, request: messages.UntagQueue) -> None:
         """UntagQueue."""
-        record = self._service.record(call.caller, request.queue)
+        record = self._newest(self._service.record(call.caller, request.queue))
         tags = {key: value for key, value in record.tags.items() if key not in request.keys}
         new = dataclasses.replace(record, tags=tags, version=self._next_version(record))
         self._change(call, new, lambda _: call.reply(Empty()))
