@@ -41,6 +41,8 @@ log = structlog.get_logger()
 
 SWEEP_ROWS = 1_000
 SWEEP_IDLE_SECONDS = 5.0
+RESTART_SECONDS = 1.0
+"""The pause before a background service goes on after a defect."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -73,6 +75,8 @@ class Broker:
         self.ready = False
         self.budget = Budget(options.content_bytes)
         self.slots_owned = SLOTS
+        self.background_ended = False
+        """Set once its background tasks have ended, before the last commit of a stop."""
 
     def now_ms(self) -> int:
         """The broker's clock."""
@@ -155,8 +159,10 @@ class Broker:
         return put_in_force
 
     def _start(self, function: Callable[..., Any], *arguments: Any) -> None:
-        """Starts a background task; a defect in it is logged and counted, and costs nothing else."""
-        self._background.start_soon(self._guarded, function, *arguments)
+        """Starts a background task; a defect in it is logged and counted, and costs nothing else. (What the last commit of
+        a stop would start has nobody left to serve.)"""
+        if not self.background_ended:
+            self._background.start_soon(self._guarded, function, *arguments)
 
     async def _guarded(self, function: Callable[..., Any], *arguments: Any) -> None:
         try:
@@ -169,10 +175,16 @@ class Broker:
                 if isinstance(argument, Call):
                     argument.fail(InternalError())
 
+    async def _kept(self, function: Callable[[], Any]) -> None:
+        """Runs a service that never ends by itself: after a defect it goes on, for without it time stands still for everybody."""
+        while True:
+            await self._guarded(function)
+            await trio.sleep(RESTART_SECONDS)
+
     def resume(self) -> None:
         """Starts what runs in the background all the time, and the move tasks that a stop interrupted."""
-        self._start(self.queues.run_timer)
-        self._start(self._sweep)
+        self._background.start_soon(self._kept, self.queues.run_timer)
+        self._background.start_soon(self._kept, self._sweep)
         self.moves.resume()
         self.ready = True
 
@@ -261,6 +273,7 @@ async def running(store: Store, ports: Ports, options: BrokerOptions, sealing_ke
                 yield broker
             finally:
                 background.cancel_scope.cancel()
+        broker.background_ended = True
         with trio.move_on_after(5, shield=True):
             await broker.lane.wait_idle()
         lane_nursery.cancel_scope.cancel()
