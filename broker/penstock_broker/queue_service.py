@@ -488,8 +488,8 @@ class QueueService:
     def credit(self, waiter: Waiter, count: int) -> None:
         """Gives a consumer more credit."""
         runtime = waiter.runtime
-        if runtime.dropped or waiter.credit is None:
-            return
+        if runtime.dropped or waiter.credit is None or waiter not in runtime.consumers:
+            return  # (A consumer that was cancelled would get messages that nobody sends on.)
         if waiter.credit <= 0 and count > 0:
             runtime.waiters.append(waiter)
         waiter.credit = min(waiter.credit + count, limits.MAX_BATCH * 10)
