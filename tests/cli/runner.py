@@ -12,7 +12,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 from unittest.mock import patch
 
+import click
 from penstock_broker.cli import main
+from penstock_broker.cli.main import cli
 
 INTERRUPTIBLE = """
 import signal
@@ -21,6 +23,18 @@ from penstock_broker.cli import main
 main()
 """
 PENSTOCK = [sys.executable, "-c", INTERRUPTIBLE]
+
+
+def command_tree() -> dict[tuple[str, ...], click.Command]:
+    """Every command there is, by its words; groups too."""
+    tree: dict[tuple[str, ...], click.Command] = {(): cli}
+    for name in cli.list_commands(click.Context(cli)):
+        command = cli.get_command(click.Context(cli), name)
+        assert command is not None
+        tree[name,] = command
+        if isinstance(command, click.Group):
+            tree.update({(name, child): found for child, found in command.commands.items()})
+    return tree
 
 
 class Done(NamedTuple):

@@ -8,13 +8,14 @@ import secrets
 import signal
 import sqlite3
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from penstock_broker.cli.exits import MEANING, Exit
 
 from tests.broker_process import BrokerProcess, free_port
-from tests.cli.runner import PENSTOCK, Penstock, environment
+from tests.cli.runner import PENSTOCK, Penstock, command_tree, environment
 
 
 def test_the_help_tells_every_code(penstock: Penstock) -> None:
@@ -25,30 +26,45 @@ def test_the_help_tells_every_code(penstock: Penstock) -> None:
 
 
 def test_every_command_and_option_has_a_help(penstock: Penstock) -> None:
-    from penstock_broker.cli.main import cli
-
-    def look(command: object, path: list[str]) -> None:
-        shown = penstock(*path, "--help")
-        assert shown.code == 0 and shown.out.startswith("Usage: penstock")
-        for parameter in getattr(command, "params", []):
-            assert parameter.param_type_name == "argument" or parameter.help, (path, parameter.name)
-        for name, child in getattr(command, "commands", {}).items():
-            look(child, [*path, name])
-
-    look(cli, [])
+    for words, command in command_tree().items():
+        shown = penstock(*words, "--help")
+        assert shown.code == 0 and shown.out.startswith(" ".join(["Usage: penstock", *words]))
+        for parameter in command.params:
+            assert parameter.param_type_name == "argument" or getattr(parameter, "help", None), (words, parameter.name)
     assert penstock("--version").out.startswith("penstock, version ")
 
 
-def test_every_command_that_asks_a_broker_takes_url_and_json(penstock: Penstock) -> None:
-    from penstock_broker.cli.main import cli
-
-    commands = [cli.commands["ping"], cli.commands["bench"]]
-    for group in ("queue", "key"):
-        commands += vars(cli.commands[group])["commands"].values()
-    assert len(commands) > 15
-    for command in commands:
+def test_every_command_that_asks_a_broker_takes_url_and_json_and_files_of_tls() -> None:
+    others = [(), ("serve",), ("config",), ("demo",), ("queue",), ("key",)]
+    asking = {words: command for words, command in command_tree().items() if words not in others}
+    assert len(asking) > 15
+    for words, command in asking.items():
         flags = {flag for parameter in command.params for flag in parameter.opts}
-        assert {"--url", "--json", "--ca", "--cert", "--cert-key"} <= flags, command.name
+        assert {"--url", "--json", "--ca", "--cert", "--cert-key"} <= flags, words
+
+
+def test_a_command_loads_only_what_it_needs(cli_broker: BrokerProcess) -> None:
+    code = """
+import sys
+from penstock_broker.cli.main import cli
+cli.main(["queue", "list"], standalone_mode=False)
+print(sorted({"trio", "sqlalchemy", "alembic", "hypercorn"} & set(sys.modules)))
+"""
+    done = subprocess.run([sys.executable, "-c", code], env=environment(cli_broker.url), capture_output=True, check=True)
+    assert done.stdout.splitlines()[-1] == b"[]"
+
+
+def test_a_command_whose_modules_are_missing_says_what_to_install() -> None:
+    code = """
+import sys
+sys.modules["sqlalchemy"] = None
+sys.argv = ["penstock", "serve"]
+from penstock._script import main
+main()
+"""
+    done = subprocess.run([sys.executable, "-c", code], env=environment(), capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith("the command line needs: pip install 'penstock[broker]'") and "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from penstock_broker.cli.exits import Exit
 
 from tests.broker_process import BrokerProcess
 from tests.cli.runner import Done, Penstock, environment
@@ -120,5 +122,52 @@ def test_the_command_line_speaks_tls_and_shows_its_certificate(tmp_path: Path) -
         assert penstock("bench", "--seconds", "0.05", *shown).code == 0
         assert "CERTIFICATE_VERIFY_FAILED" in penstock("ping").err
         assert penstock("ping", "--ca", str(authority.file)).code == 3
+    finally:
+        broker.stop()
+
+
+def test_a_store_that_fails_ends_an_offline_command_with_a_sentence(tmp_path: Path) -> None:
+    offline = Penstock("penstock://127.0.0.1:1")
+    where = ["--data", str(tmp_path)]
+    assert offline("key", "create", *where).code == 0
+    with sqlite3.connect(tmp_path / "penstock.db") as connection:
+        connection.execute("DROP TABLE credentials")
+    connection.close()
+    for command in (["create"], ["list"], ["delete", "PSK"]):
+        done = offline("key", *command, *where)
+        assert (done.code, done.out) == (Exit.STORE_UNREACHABLE, "")
+        assert "credentials" in done.err
+
+
+@pytest.mark.postgresql
+def test_keys_are_made_and_deleted_in_postgresql_without_disturbing_the_broker_that_runs_on_it(
+    tmp_path: Path, postgresql_url: str
+) -> None:
+    offline = Penstock("penstock://127.0.0.1:1")
+    where = ["--store", postgresql_url, "--key-file", str(tmp_path / "sealing.key")]
+    broker = BrokerProcess(tmp_path, "--key-file", str(tmp_path / "sealing.key"), store=postgresql_url)
+
+    def call(key: dict[str, Any] | None, *command: str) -> Done:
+        names = {"PENSTOCK_KEY_ID": key["key_id"], "PENSTOCK_SECRET": key["secret"]} if key else {}
+        return Penstock(broker.url)(*command, env=environment(broker.url, **names))
+
+    first = offline("key", "create", "--role", "admin", *where, "--json").row()
+    broker.start(wait=False)
+    try:
+        while call(first, "queue", "create", "jobs").code:
+            assert broker.is_running
+        done = offline("key", "create", "--role", "admin", *where, "--json")
+        second = done.row()
+        assert "next start" in done.err
+        assert {row["key_id"] for row in offline("key", "list", *where, "--json").rows()} == {first["key_id"], second["key_id"]}
+        assert call(first, "queue", "send", "jobs", "x").code == 0, "it still may commit"
+        assert "AuthenticationFailed" in call(second, "ping").err
+        assert offline("key", "delete", first["key_id"], *where).code == 0
+        assert call(first, "queue", "send", "jobs", "x").code == 0
+        assert broker.stop() == Exit.OK
+        broker.start(wait=False)
+        while call(second, "queue", "send", "jobs", "x").code:
+            assert broker.is_running
+        assert "AuthenticationFailed" in call(first, "ping").err
     finally:
         broker.stop()

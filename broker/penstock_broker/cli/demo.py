@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import click
-from penstock import Backoff, Client, Message, Queue, Worker
+from penstock import Backoff, Client, ClientClosed, Message, Queue, Worker
 
 from penstock_broker.cli.exits import Exit
 from penstock_broker.cli.output import console, fail, print_json
@@ -117,11 +117,12 @@ def _send_orders(broker: _Broker, orders: Queue) -> set[bytes]:
     lock = threading.Lock()
 
     def produce(first: int) -> None:
-        for number in range(first, ORDERS, 4):
-            body = f"order {number}".encode()
-            orders.send(body)
-            with lock:
-                acknowledged.add(body)
+        with contextlib.suppress(ClientClosed):  # Ctrl-C: the story is over
+            for number in range(first, ORDERS, 4):
+                body = f"order {number}".encode()
+                orders.send(body)
+                with lock:
+                    acknowledged.add(body)
 
     threads = [threading.Thread(target=produce, args=(first,)) for first in range(4)]
     started = time.monotonic()

@@ -1,21 +1,29 @@
-"""`penstock key …`: access keys, through a running broker, or directly in the store of one that is not running."""
+"""`penstock key …`: access keys, through a running broker, or directly in the store.
+
+In the store they are rows like others: nothing here takes slots, so a broker that runs on the same PostgreSQL goes on, and
+learns of the change at its next start. (On SQLite the lock makes sure that none runs.)
+"""
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import click
 from penstock import AccessKeyInfo
 from penstock.errors import InvalidRequest, KeyDoesNotExist
 from penstock_protocol.operations import ROLES
-from penstock_storage.interface import Commit
+from penstock_storage.interface import StoreError, StoreFull
+from penstock_storage.sql import SqlStore
 
 from penstock_broker.access import Keyring, public_key
 from penstock_broker.cli.exits import Exit
-from penstock_broker.cli.output import client_options, connected, console, escape, fail, print_json, print_table, text
-from penstock_broker.cli.serve import load_or_fail, open_store, sealing_key
+from penstock_broker.cli.output import client_options, connected, console, escape, fail, print_json, print_table, problems, text
+from penstock_broker.cli.serve import load_or_fail, open_store, sealing_key, store_url
+from penstock_broker.config import Config
 
 
 def _offline_options(command: Any) -> Any:
@@ -37,7 +45,10 @@ def key() -> None:
 def create(
     role: str, description: str, data: str | None, store: str | None, key_file: str | None, url: str | None, as_json: bool
 ) -> None:
-    """Create an access key. The secret is shown this once. With --data or --store it needs no running broker."""
+    """Create an access key. The secret is shown this once.
+
+    With --data or --store it needs no running broker; one that runs on that store takes it up at its next start.
+    """
     if data or store:
         key_id, secret = _create_offline(role, description, {"data": data, "store": store, "key_file": key_file})
     else:
@@ -54,18 +65,35 @@ def create(
 
 def _create_offline(role: str, description: str, flags: dict[str, Any]) -> tuple[str, str]:
     config = load_or_fail(flags, None)
-    with_store = open_store(config)
-    try:
-        ring = Keyring(sealing_key(config), with_store.load_credentials())
-        now_ms = int(time.time() * 1000)
-        row, secret = ring.make(config.account, role, description, now_ms, secrets.token_bytes(64))
-        incarnation = with_store.acquire(config.node, "", now_ms)
-        with_store.commit(incarnation, Commit(upsert_credentials=[row]))
-    except InvalidRequest as error:
-        fail(str(error), Exit.USAGE)
-    finally:
-        with_store.close()
+    with _offline(config) as opened:
+        ring = Keyring(sealing_key(config), opened.load_credentials())
+        try:
+            row, secret = ring.make(config.account, role, description, int(time.time() * 1000), secrets.token_bytes(64))
+        except InvalidRequest as error:
+            fail(str(error), Exit.USAGE)
+        opened.put_credential(row)
+    _tell_when(config)
     return row.key_id, secret
+
+
+@contextlib.contextmanager
+def _offline(config: Config) -> Iterator[SqlStore]:
+    """The open store. Whatever it raises ends the process with a sentence and an exit code."""
+    opened = open_store(config)
+    try:
+        yield opened
+    except StoreFull as error:
+        fail(str(error), Exit.DISK_FULL, "Make room, then try again: nothing was changed.")
+    except StoreError as error:
+        fail(str(error), Exit.STORE_UNREACHABLE, "See with `penstock key list` whether it was changed.")
+    finally:
+        opened.close()
+
+
+def _tell_when(config: Config) -> None:
+    """Says what only matters where a broker may be running."""
+    if not store_url(config).startswith("sqlite"):
+        problems.print("[dim]A broker that runs on this store takes it up at its next start.[/]")
 
 
 @key.command("list")
@@ -74,10 +102,8 @@ def _create_offline(role: str, description: str, flags: dict[str, Any]) -> tuple
 def list_keys(data: str | None, store: str | None, key_file: str | None, url: str | None, as_json: bool) -> None:
     """List access keys (never their secrets)."""
     if data or store:
-        config = load_or_fail({"data": data, "store": store, "key_file": key_file}, None)
-        opened = open_store(config)
-        rows = opened.load_credentials()
-        opened.close()
+        with _offline(load_or_fail({"data": data, "store": store, "key_file": key_file}, None)) as opened:
+            rows = opened.load_credentials()
         found = [(public_key(row).key_id, row.role, row.description) for row in rows]
     else:
         with connected(url) as client:
@@ -97,17 +123,14 @@ def list_keys(data: str | None, store: str | None, key_file: str | None, url: st
 @_offline_options
 @client_options
 def delete(key_id: str, data: str | None, store: str | None, key_file: str | None, url: str | None, as_json: bool) -> None:
-    """Take an access key out of force for new connections."""
+    """Take an access key out of force for new connections (with --store: from the broker's next start on)."""
     if data or store:
         config = load_or_fail({"data": data, "store": store, "key_file": key_file}, None)
-        opened = open_store(config)
-        try:
+        with _offline(config) as opened:
             if key_id not in {row.key_id for row in opened.load_credentials()}:
                 fail(f"there is no access key {key_id}", Exit.FAILED, KeyDoesNotExist.advice)
-            incarnation = opened.acquire(config.node, "", int(time.time() * 1000))
-            opened.commit(incarnation, Commit(delete_credentials=[key_id]))
-        finally:
-            opened.close()
+            opened.drop_credential(key_id)
+        _tell_when(config)
     else:
         with connected(url) as client:
             client.delete_key(key_id)

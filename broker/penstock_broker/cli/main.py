@@ -3,27 +3,52 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import io
 import os
 import sys
-from typing import Any
+from typing import Any, Final
 
 import click
 
 from penstock_broker.cli import exits
-from penstock_broker.cli.bench import bench
-from penstock_broker.cli.demo import demo
 from penstock_broker.cli.exits import Exit
-from penstock_broker.cli.keys import key
 from penstock_broker.cli.output import client_options, connected, console, escape, print_json, problems
-from penstock_broker.cli.queues import queue
-from penstock_broker.cli.serve import serve, show_config
 
 EPILOG = "\b\nExit codes:\n" + exits.table()
 
 
+COMMANDS: Final = {
+    "serve": ("serve", "serve"),
+    "config": ("serve", "show_config"),
+    "queue": ("queues", "queue"),
+    "key": ("keys", "key"),
+    "bench": ("bench", "bench"),
+    "demo": ("demo", "demo"),
+}
+"""Commands by module and name there. Each is imported when it is asked for: a send need not wait for SQL and event loops."""
+
+
 class _Commands(click.Group):
-    """Commands whose reader may go (`| head`): that is no failure. (click itself would end with 1.)"""
+    """Commands of the table, whose reader may go (`| head`): that is no failure. (click itself would end with 1.)"""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Without a command it is about all of them (--help, --version): what an installation lacks shows there."""
+        if not args or args[0].startswith("-"):
+            for name in self.list_commands(ctx):
+                self.get_command(ctx, name)
+        return super().parse_args(ctx, args)
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """All names."""
+        return sorted({*self.commands, *COMMANDS})
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The command of a name."""
+        if cmd_name in COMMANDS and cmd_name not in self.commands:
+            module, name = COMMANDS[cmd_name]
+            self.add_command(getattr(importlib.import_module(f"penstock_broker.cli.{module}"), name), cmd_name)
+        return super().get_command(ctx, cmd_name)
 
     def invoke(self, ctx: click.Context) -> Any:
         """Runs the command."""
@@ -54,10 +79,6 @@ def ping(url: str | None, as_json: bool) -> None:
         print_json({"seconds": seconds})
     else:
         console.print(f"alive, {seconds * 1000:.2f} ms")
-
-
-for command in (serve, show_config, queue, key, bench, demo):
-    cli.add_command(command)
 
 
 def main() -> None:

@@ -22,7 +22,7 @@ from penstock_storage.sql import SqlStore
 
 from penstock_broker import config as configuration
 from penstock_broker import logs
-from penstock_broker.access import load_sealing_key
+from penstock_broker.access import Keyring, load_sealing_key
 from penstock_broker.broker import Broker, BrokerOptions
 from penstock_broker.cli.exits import Exit
 from penstock_broker.cli.output import fail, print_json
@@ -54,7 +54,6 @@ def load_or_fail(flags: dict[str, Any], config_file: str | None) -> Config:
         return configuration.load(flags, file=config_file)
     except ConfigurationError as error:
         fail(str(error), Exit.USAGE, "penstock serve --help lists every setting")
-        raise
 
 
 def store_url(config: Config) -> str:
@@ -70,7 +69,7 @@ def store_url(config: Config) -> str:
     return f"sqlite:///{folder / 'penstock.db'}"
 
 
-def open_store(config: Config) -> Store:
+def open_store(config: Config) -> SqlStore:
     """The store, or the end of the process with a sentence and an exit code."""
     url = store_url(config)
     try:
@@ -87,19 +86,22 @@ def open_store(config: Config) -> Store:
         fail(f"store = {url.split('@')[-1]!r}: {error}", Exit.USAGE)
     except ModuleNotFoundError as error:
         fail(f"the store needs {error.name}", Exit.USAGE, "pip install 'penstock[postgresql]'")
-    raise AssertionError("unreachable")
+
+
+def sealing_key_file(config: Config) -> Path:
+    """Where the key is that secrets at rest are sealed with."""
+    return Path(config.key_file) if config.key_file else Path(config.data).expanduser() / "sealing.key"
 
 
 def sealing_key(config: Config) -> bytes:
     """The key that secrets at rest are sealed with."""
-    path = Path(config.key_file) if config.key_file else Path(config.data).expanduser() / "sealing.key"
+    path = sealing_key_file(config)
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         return load_sealing_key(path)
     except (OSError, ValueError) as error:
         code = Exit.DISK_FULL if isinstance(error, OSError) and error.errno == errno.ENOSPC else Exit.USAGE
         fail(f"key file {path}: {error}", code)
-        raise
 
 
 def is_loopback(host: str) -> bool:
@@ -126,8 +128,15 @@ def serve(config_file: str | None, **flags: Any) -> None:
     store = open_store(config)
     try:
         key = sealing_key(config)
-        has_keys = bool(store.load_credentials())
-        if not is_loopback(host) and not has_keys and not config.insecure:
+        keys = Keyring(key, store.load_credentials())
+        if keys.sealed_otherwise:
+            log.error(
+                "access keys cannot be opened: they were sealed with another key file, nobody can log in with them",
+                keys=len(keys.sealed_otherwise),
+                of=len(keys),
+                key_file=str(sealing_key_file(config)),
+            )
+        if not is_loopback(host) and not keys and not config.insecure:
             where = f"--store {config.store!r}" if config.store else f"--data {config.data!r}"
             fail(
                 f"{config.listen} is not a loopback address, and there are no access keys: everybody could do everything",
@@ -171,13 +180,14 @@ def _run(
         session=SessionLimits(max_frame_bytes=config.max_frame_bytes),
     )
     door = ServerOptions(host, port, tls, config.max_connections, config.drain_seconds)
+    metrics = _listen_for_metrics(config.metrics) if config.metrics else None
+    metrics_address = _shown(*metrics.getsockname()[:2]) if metrics is not None else ""
 
     def started(broker: Broker, actual_port: int) -> None:
-        scheme = "penstock" if tls is None else "penstocks"
-        shown = f"[{host}]" if ":" in host else host
-        log.info("listening", url=f"{scheme}://{shown}:{actual_port}", store=store_url(config).split("@")[-1])
+        url = f"{'penstock' if tls is None else 'penstocks'}://{_shown(host, actual_port)}"
+        log.info("listening", url=url, metrics=metrics_address, store=store_url(config).split("@")[-1])
         if config.log_format == "human":
-            _greet(f"{scheme}://{shown}:{actual_port}", config.metrics, actual_port != 4567)
+            _greet(url, metrics_address, actual_port != 4567)
 
     def reload(broker: Broker) -> None:
         try:
@@ -186,9 +196,13 @@ def _run(
             log.error("configuration not reloaded", error=str(error))
             return
         logs.set_up(new.log_format, new.log_level)
+        if bool(new.tls_cert) != (tls is not None):
+            log.error("certificates not reloaded", error="TLS is turned on or off by a restart only")
+            return
         if tls is not None:
             try:
-                tls.load_cert_chain(new.tls_cert, new.tls_key)
+                # A context of its own: files that do not fit each other would spoil the one in use.
+                door.tls = make_context(new.tls_cert, new.tls_key, new.tls_client_ca)
             except (OSError, ssl.SSLError) as error:
                 log.error("certificates not reloaded", error=str(error))
                 return
@@ -196,8 +210,8 @@ def _run(
 
     async def beside(broker: Broker) -> None:
         broker.warm_up()
-        if config.metrics:
-            await serve_endpoint(broker, store, config.metrics, config.metrics_max_queues)
+        if metrics is not None:
+            await serve_endpoint(broker, store, f"fd://{metrics.detach()}", config.metrics_max_queues)
 
     run = functools.partial(
         run_server, store, real_ports(), broker_settings, door, key, beside=beside, on_reload=reload, started=started
@@ -214,7 +228,24 @@ def _run(
         error: BaseException = group
         while isinstance(error, BaseExceptionGroup):
             error = error.exceptions[0]
-        fail(f"cannot listen on {config.listen} (metrics: {config.metrics or 'nowhere'}): {error}", Exit.ADDRESS_IN_USE)
+        fail(f"cannot listen on {config.listen}: {error}", Exit.ADDRESS_IN_USE)
+    finally:
+        if metrics is not None:
+            metrics.close()
+
+
+def _listen_for_metrics(address: str) -> socket.socket:
+    """The door of the metrics, opened before anything else happens: its failure is one of the start."""
+    host, port = configuration.split_address(address)
+    try:
+        family, _, _, _, where = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        return socket.create_server(where[:2], family=family)
+    except OSError as error:
+        fail(f"cannot listen on {address} (metrics): {error}", Exit.ADDRESS_IN_USE)
+
+
+def _shown(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _greet(url: str, metrics: str, other_port: bool) -> None:
