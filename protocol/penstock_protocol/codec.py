@@ -33,8 +33,9 @@ MAX_ARRAY_LENGTH: Final = 16_384
 
 MAX_INTEGER: Final = 2**63 - 1
 
-_HARMLESS_ARRAYS: Final = 16
-"""So many arrays of MAX_ARRAY_LENGTH may be begun before anything is counted: two megabytes."""
+_SHORT_ARRAY: Final = 512
+"""Arrays up to this length are built without counting first: nested as deep as msgpack nests them, they take four megabytes, and
+what is in them some twenty-five."""
 
 type_check = Callable[[Any], Any]
 """Takes a decoded value, returns it (nested messages: as their class) or raises _Mismatch."""
@@ -182,53 +183,77 @@ def _refuse_extension(code: int, _: bytes) -> Any:
     raise ProtocolError(f"extension type {code} is not part of the protocol")
 
 
-# The length of a value by its first byte. Numbers: the whole value. Negative: so many bytes follow that hold the length of what
-# follows them. Absent: arrays, maps, extensions, and the byte that msgpack does not use.
-_SIZES: Final[dict[int, int]] = (
-    dict.fromkeys((*range(0x80), *range(0xE0, 0x100), 0xC0, 0xC2, 0xC3), 1)
-    | {0xA0 + length: 1 + length for length in range(32)}
-    | {0xCC: 2, 0xCD: 3, 0xCE: 5, 0xCF: 9, 0xD0: 2, 0xD1: 3, 0xD2: 5, 0xD3: 9, 0xCA: 5, 0xCB: 9}
-    | {0xC4: -1, 0xC5: -2, 0xC6: -4, 0xD9: -1, 0xDA: -2, 0xDB: -4}
-)
+# The length of a value by its first byte. Positive: the whole value. Negative: so many bytes follow that hold the length of what
+# follows them. 0: arrays, maps, extensions, and the byte that msgpack does not use.
+_SIZES: Final[list[int]] = [0] * 256
+for _first, _size in (
+    *((first, 1) for first in (*range(0x80), *range(0xE0, 0x100), 0xC0, 0xC2, 0xC3)),
+    *((0xA0 + length, 1 + length) for length in range(32)),
+    *((0xCC, 2), (0xCD, 3), (0xCE, 5), (0xCF, 9), (0xD0, 2), (0xD1, 3), (0xD2, 5), (0xD3, 9), (0xCA, 5), (0xCB, 9)),
+    *((0xC4, -1), (0xC5, -2), (0xC6, -4), (0xD9, -1), (0xDA, -2), (0xDB, -4)),
+):
+    _SIZES[_first] = _size
 
 
 def _measure(body: bytes, max_elements: int) -> None:
     """Counts the elements that the arrays of a body say they have, building nothing. ProtocolError when they are too many."""
-    size, position, elements = len(body), 0, 0
-    left = [1]
-    while left:
-        if not left[-1]:
-            left.pop()
-            continue
-        left[-1] -= 1
-        if position >= size:
-            raise ProtocolError("the body is not msgpack within the limits: it ends too early")
-        tag = body[position]
-        step = _SIZES.get(tag)
-        if step is None:
-            width = {0xDC: 2, 0xDD: 4}.get(tag, 0)
-            if not width and not 0x90 <= tag <= 0x9F:
-                return  # refused by type as soon as it is built
-            start = position + 1
-            position = start + width
-            length = int.from_bytes(body[start:position], "big") if width else tag & 0x0F
-            elements += length + 1
-            if elements > max_elements:
-                raise ProtocolError(f"more than {max_elements} array elements in one frame")
-            left.append(length)
-        elif step > 0:
-            position += step
-        else:
-            start = position + 1
-            position = start - step
-            position += int.from_bytes(body[start:position], "big")
+    sizes, position, elements, left = _SIZES, 0, 0, 1
+    outer: list[int] = []
+    try:
+        while True:
+            while not left:
+                if not outer:
+                    return
+                left = outer.pop()
+            left -= 1
+            tag = body[position]
+            size = sizes[tag]
+            if size > 0:
+                position += size
+            elif size == -1:
+                position += 2 + body[position + 1]
+            elif size == -2:
+                position += 3 + (body[position + 1] << 8 | body[position + 2])
+            elif size:
+                position += 5 + int.from_bytes(body[position + 1 : position + 5], "big")
+            else:
+                width = 2 if tag == 0xDC else 4 if tag == 0xDD else 0
+                if not width and not 0x90 <= tag <= 0x9F:
+                    return  # refused by type as soon as it is built
+                position += 1
+                length = int.from_bytes(body[position : position + width], "big") if width else tag & 0x0F
+                position += width
+                elements += length + 1
+                if elements > max_elements:
+                    raise ProtocolError(f"more than {max_elements} array elements in one frame")
+                outer.append(left)
+                left = length
+    except IndexError:
+        raise ProtocolError("the body is not msgpack within the limits: it ends too early") from None
 
 
 def decode(body: bytes, max_elements: int = MAX_ELEMENTS) -> list[Any]:
     """Decodes one msgpack body into lists and scalars. ProtocolError when it is not exactly one array within the limits."""
-    # Only these two bytes begin an array of more than 15 elements; inside a text or binary they do no harm but for this count.
-    if body.count(b"\xdc") + body.count(b"\xdd") > _HARMLESS_ARRAYS:
+    try:
+        # Most bodies have only short arrays: of these even the deepest nest is small.
+        values = _build(body, max_elements, _SHORT_ARRAY)
+    except ProtocolError:
+        raise
+    except (ValueError, msgpack.UnpackException, RecursionError):
         _measure(body, max_elements)
+        try:
+            values = _build(body, max_elements, MAX_ARRAY_LENGTH)
+        except ProtocolError:
+            raise
+        except (ValueError, msgpack.UnpackException, RecursionError) as error:
+            raise ProtocolError(f"the body is not msgpack within the limits: {error}") from None
+    if type(values) is not list:
+        raise ProtocolError("the body is not an array")
+    return values
+
+
+def _build(body: bytes, max_elements: int, max_array_length: int) -> Any:
+    """The values of a body, whose arrays have a longest length. What msgpack raises, or ProtocolError."""
     elements = 0
 
     def count(values: list[Any]) -> list[Any]:
@@ -239,24 +264,16 @@ def decode(body: bytes, max_elements: int = MAX_ELEMENTS) -> list[Any]:
         return values
 
     size = len(body)
-    try:
-        values = msgpack.unpackb(
-            body,
-            raw=False,
-            strict_map_key=True,
-            list_hook=count,
-            object_hook=_refuse_map,
-            ext_hook=_refuse_extension,
-            max_str_len=size,
-            max_bin_len=size,
-            max_array_len=MAX_ARRAY_LENGTH,
-            max_map_len=0,
-            max_ext_len=0,
-        )
-    except ProtocolError:
-        raise
-    except (ValueError, msgpack.UnpackException, RecursionError) as error:
-        raise ProtocolError(f"the body is not msgpack within the limits: {error}") from None
-    if type(values) is not list:
-        raise ProtocolError("the body is not an array")
-    return values
+    return msgpack.unpackb(
+        body,
+        raw=False,
+        strict_map_key=True,
+        list_hook=count,
+        object_hook=_refuse_map,
+        ext_hook=_refuse_extension,
+        max_str_len=size,
+        max_bin_len=size,
+        max_array_len=max_array_length,
+        max_map_len=0,
+        max_ext_len=0,
+    )

@@ -33,11 +33,18 @@ def peak_bytes(body: bytes) -> int:
         tracemalloc.stop()
 
 
+def elements_of(value: Any) -> int:
+    """What an array counts against the limit."""
+    return 1 + len(value) + sum(map(elements_of, value)) if isinstance(value, list) else 0
+
+
 def array_of(length: int) -> bytes:
     return b"\xdc" + length.to_bytes(2, "big")
 
 
 LONG = array_of(MAX_ARRAY_LENGTH)
+COUNTED = b"\x92" + array_of(600) + bytes(600)
+"""The beginning of a body with an array so long that everything is counted first; one more value belongs to it."""
 
 
 def test_cve_2026_67414_many_small_arrays() -> None:
@@ -52,6 +59,8 @@ def test_cve_2026_67414_arrays_that_are_begun_and_never_filled() -> None:
     for times in (10, 16, 17, 100, HELLO_FRAME_BYTES // 3):
         assert peak_bytes(LONG * times) < 4 * MIB
         assert peak_bytes((b"\x91" + LONG) * (times // 2)) < 4 * MIB
+    for length in (16, 256, 512, 513, 1024, 4096):
+        assert peak_bytes(array_of(length) * (HELLO_FRAME_BYTES // 3)) < 5 * MIB
 
 
 @pytest.mark.parametrize("value", [b"\xa2ab", b"\xcd\x7f\x00", b"\xcb\x40" + bytes(7), b"\xc4\x02ab", b"\xd9\x02ab"])
@@ -59,10 +68,13 @@ def test_elements_are_counted_before_the_arrays_that_hold_them_are_complete(valu
     """Full arrays, each inside the last place of the one before: none is complete before all are."""
     level = LONG + value * (MAX_ARRAY_LENGTH - 1)
     assert peak_bytes(level * 40 + b"\xc0") < 16 * MIB
+    for length in (512, 513, 1024, 4096):
+        level = array_of(length) + value * (length - 1)
+        assert peak_bytes(level * min(1023, MIB // length) + b"\xc0") < 40 * MIB
 
 
-def test_long_arrays_hidden_in_texts_and_binaries_do_no_harm() -> None:
-    bodies = [b"\xdc" * 200, b"\xdd\xff\xff\xff\xff" * 40, b"\xdc\xff"]
+def test_arrays_that_texts_and_binaries_seem_to_hold_do_no_harm() -> None:
+    bodies = [b"\xdc" * 200, b"\xdd\xff\xff\xff\xff" * 40, b"\xdc\xff"] * 300
     assert decode(packed("q", bodies, ["\u0712" * 100])) == ["q", bodies, ["\u0712" * 100]]
 
 
@@ -79,13 +91,43 @@ def test_the_count_before_building_agrees_with_the_count_while_building() -> Non
 
     for _ in range(100):
         values = [value(2) for _ in range(3)]
-        plain, counted = packed(*values), packed(*values, b"\xdc" * 20)
-        assert decode(counted) == [*decode(plain), b"\xdc" * 20]
+        plain, counted = packed(*values), packed(*values, [0] * 600)
+        assert decode(counted) == [*decode(plain), [0] * 600]
         for body in (plain, counted):
             with pytest.raises(ProtocolError):
                 decode(body[:-1])
             with pytest.raises(ProtocolError):
                 decode(body + b"\xc0")
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        *(bytes([tag]) + b"\xdd" * width for tag, width in zip(range(0xCA, 0xD4), (4, 8, 1, 2, 4, 8, 1, 2, 4, 8), strict=True)),
+        *(bytes([0xA0 + length]) + b"a" * length for length in range(32)),
+        *(head + b"\xdd" * 200 for head in (b"\xc4\xc8", b"\xc5\x00\xc8", b"\xc6\x00\x00\x00\xc8")),
+        *(head + b"\x5d" * 200 for head in (b"\xd9\xc8", b"\xda\x00\xc8", b"\xdb\x00\x00\x00\xc8")),
+        *(bytes([tag]) for tag in (0x00, 0x7F, 0xC0, 0xC2, 0xC3, 0xE0, 0xFF)),
+    ],
+    ids=lambda value: value[:2].hex(),
+)
+def test_counting_steps_over_every_kind_of_value(value: bytes) -> None:
+    """A step that is too short would find the beginning of a huge array, one that is too long the end."""
+    assert decode(COUNTED + value)[1] == decode(b"\x91" + value)[0]
+    trap = b"\x93" + COUNTED[1:] + value + array_of(1) + value
+    assert len(decode(trap)[2]) == 1
+
+
+def test_exactly_the_limit_of_elements_is_taken_and_one_more_is_refused_with_short_arrays_alone() -> None:
+    group = [[1] * 249] * 100
+    values: list[Any] = [group, group, group, [[1] * 249] * 97, []]
+    rest = MAX_ELEMENTS - elements_of(values)
+    assert 0 < rest < 512
+    values[-1] = [1] * rest
+    assert decode(packed(*values))
+    values[-1] = [1] * (rest + 1)
+    with pytest.raises(ProtocolError, match="more than 100000 array elements"):
+        decode(packed(*values))
 
 
 @pytest.mark.parametrize("per_array", [999, 15_999, 9])
@@ -134,7 +176,7 @@ def test_one_array_has_a_longest_length() -> None:
 )
 def test_a_huge_length_in_a_small_body_takes_no_memory(body: bytes) -> None:
     assert peak_bytes(body) < MIB
-    assert peak_bytes(b"\x92\xc4\x14" + b"\xdc" * 20 + body) < MIB
+    assert peak_bytes(COUNTED + body) < MIB
 
 
 @pytest.mark.parametrize("depth", [1_025, 2_000, 16_000])
@@ -178,7 +220,7 @@ def test_what_is_not_the_subset_is_a_protocol_error(body: bytes, why: str) -> No
 @pytest.mark.parametrize("tag", range(256))
 def test_every_first_byte_gives_values_or_a_typed_error_with_and_without_counting(tag: int) -> None:
     for tail in (b"", b"\x00", bytes(9), b"\xff" * 9, b"\x00\x00\x00\x04abcd"):
-        for head in (b"\x91", b"\x92\xc4\x14" + b"\xdc" * 20):
+        for head in (b"\x91", COUNTED):
             with contextlib.suppress(ProtocolError):
                 assert type(decode(head + bytes([tag]) + tail)) is list
 
