@@ -8,7 +8,6 @@ creation: the client signs the broker's challenge.
 from __future__ import annotations
 
 import base64
-import contextlib
 import hashlib
 import hmac
 import os
@@ -39,10 +38,14 @@ def load_sealing_key(path: Path) -> bytes:
                 file.write(os.urandom(32))
                 file.flush()
                 os.fsync(file.fileno())
-            with contextlib.suppress(FileExistsError):
+            try:
                 os.link(name, path)
+            except FileExistsError:
+                pass  # somebody else was quicker
+            except OSError:
+                Path(name).rename(path)  # a file system without hard links
         finally:
-            Path(name).unlink()
+            Path(name).unlink(missing_ok=True)
         folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             os.fsync(folder)
@@ -70,6 +73,11 @@ class Keyring:
 
     def __len__(self) -> int:
         return len(self._rows)
+
+    @property
+    def sealed_otherwise(self) -> list[str]:
+        """The keys whose secrets this sealing key does not open: nobody can prove to have them."""
+        return [row.key_id for row in self.rows() if self._open(row) is None]
 
     def rows(self) -> list[CredentialRow]:
         """All keys, oldest first."""
@@ -110,14 +118,18 @@ class Keyring:
         row = self._rows.get(key_id)
         secret = _DUMMY_SECRET
         if row is not None:
-            try:
-                nonce, sealed = row.sealed_secret[:_NONCE_BYTES], row.sealed_secret[_NONCE_BYTES:]
-                secret = self._cipher.decrypt(nonce, sealed, key_id.encode())
-            except InvalidTag:
-                row = None
-        if not hmac.compare_digest(proof_of(secret, challenge, producer), proof) or row is None:
+            secret = self._open(row) or _DUMMY_SECRET
+        if not hmac.compare_digest(proof_of(secret, challenge, producer), proof) or row is None or secret is _DUMMY_SECRET:
             raise AuthenticationFailed()
         return row
+
+    def _open(self, row: CredentialRow) -> bytes | None:
+        """Its secret; None when it was sealed with another key, or is damaged."""
+        nonce, sealed = row.sealed_secret[:_NONCE_BYTES], row.sealed_secret[_NONCE_BYTES:]
+        try:
+            return self._cipher.decrypt(nonce, sealed, row.key_id.encode())
+        except (InvalidTag, ValueError):
+            return None
 
 
 def proof_of(secret: bytes, challenge: bytes, producer: bytes) -> bytes:

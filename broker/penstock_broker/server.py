@@ -27,9 +27,10 @@ HANDSHAKE_SECONDS = 5.0
 BACKLOG = 1024
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(slots=True)
 class ServerOptions:
-    """Where a broker listens and how it stops."""
+    """Where a broker listens and how it stops. `tls` may be replaced while it runs: what connects from then on gets the new
+    one, whole; the rest is read at the start."""
 
     host: str = "127.0.0.1"
     port: int = 4567

@@ -139,6 +139,17 @@ class SqlStore:
         """Every access key."""
         return self._loader.load_credentials()
 
+    def put_credential(self, row: CredentialRow) -> None:
+        """Stores an access key without being its broker: takes no slots, so it fences nobody. A running broker learns of it
+        at its next start. Raises StoreError."""
+        [(text, rows)] = steps_of(self._database.statements, Commit(upsert_credentials=[row]))
+        self._database.note(text, rows[0])
+
+    def drop_credential(self, key_id: str) -> None:
+        """Removes an access key, likewise."""
+        [(text, rows)] = steps_of(self._database.statements, Commit(delete_credentials=[key_id]))
+        self._database.note(text, rows[0])
+
     def next_id(self, incarnation: Incarnation) -> int:
         """See Store.next_id."""
         self._refuse_doubtful(incarnation)

@@ -28,10 +28,9 @@ def test_the_table_of_options_is_that_of_the_broker() -> None:
 
 
 def test_what_a_signal_reloads_is_named() -> None:
-    """But for the authorities of client certificates, which need a restart."""
     [hup] = [row[1] for row in rows(section(OPERATING, "Start and stop"), "Signal") if row[0] == "SIGHUP"]
     named = [name for name in re.findall(r"`(\w+)`", hup) if name in {option.name for option in config.OPTIONS}]
-    assert set(named) == set(config.RELOADABLE) - {"tls_client_ca"}
+    assert set(named) == set(config.RELOADABLE)
 
 
 def test_the_table_of_exit_codes_is_that_of_the_command_line() -> None:

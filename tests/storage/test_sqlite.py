@@ -11,6 +11,7 @@ import stat
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any, cast
 
@@ -316,7 +317,7 @@ def test_a_reserve_that_cannot_even_be_created_refuses_sends_and_ends_nothing(
     database_of(store)._reserve.release()
     with monkeypatch.context() as full:
         full.setattr(sqlite, "RESERVE_RETRY_S", 0.0)
-        full.setattr(sqlite.os, call, no_space)
+        full.setattr(os, call, no_space)
         for _ in range(2):
             with pytest.raises(StoreFull):
                 store.commit(incarnation, Commit(insert_segments=[segment(7, 1)]))
@@ -422,7 +423,7 @@ def test_a_reader_that_stays_holds_up_commits_for_a_moment_now_and_then_but_not_
 ) -> None:
     now_s = [1000.0]
     monkeypatch.setattr(sqlite, "WAL_ALARM_BYTES", 4 * MIB)
-    monkeypatch.setattr(sqlite.time, "monotonic", lambda: now_s[0])
+    monkeypatch.setattr(time, "monotonic", lambda: now_s[0])
     incarnation = with_queue(store)
     database = database_of(store)
     watched = WatchedCursor(database._cursor)
