@@ -97,12 +97,13 @@ def secured(tmp_path: Path) -> Iterator[Secured]:
 
 def test_certificate_and_key_that_do_not_fit_each_other_change_nothing(secured: Secured) -> None:
     before = secured.serial()
-    right_key = secured.key.read_bytes()
-    secured.key.write_bytes(secured.servers.issue("other")[1].read_bytes())
-    assert "KEY_VALUES_MISMATCH" in reload(secured.broker, "certificates not reloaded")["error"]
-    assert secured.serial() == before and secured.ping(secured.ours) == Exit.OK
-    secured.key.write_bytes(right_key)
-    reload(secured.broker, "configuration reloaded")
+    other, other_key = secured.servers.issue("other")
+    for mine, wrong in ((secured.certificate, other), (secured.key, other_key)):
+        right = mine.read_bytes()
+        mine.write_bytes(wrong.read_bytes())
+        assert "KEY_VALUES_MISMATCH" in reload(secured.broker, "certificates not reloaded")["error"]
+        assert secured.serial() == before and secured.ping(secured.ours) == Exit.OK
+        mine.write_bytes(right)
     secured.servers.issue("server")
     reload(secured.broker, "configuration reloaded")
     assert secured.serial() != before and secured.ping(secured.ours) == Exit.OK
