@@ -477,13 +477,12 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.mark.root
-@pytest.mark.parametrize("left_bytes", [65_536, 262_144])
-def test_a_full_disk_is_said(small_disk: Path, left_bytes: int) -> None:
+def test_a_full_disk_is_said(small_disk: Path) -> None:
     with (small_disk / "filler").open("wb", buffering=0) as filler:
         with contextlib.suppress(OSError):
             while True:
                 filler.write(bytes(4_096))
-        filler.truncate(filler.tell() - left_bytes)
+        filler.truncate(filler.tell() - 65_536)  # less than an empty store takes
     said = _serve("--listen", _listen(), data=small_disk / "data", expected=Exit.DISK_FULL)
     assert "space" in said or "full" in said
 
