@@ -126,6 +126,11 @@ class ReceivedMessage:
         return indexes + self._place if isinstance(indexes, int) else indexes[self._place]
 
     @property
+    def place(self) -> tuple[int, int]:
+        """Its log and sequence number there: the same whenever it is received from this queue."""
+        return self._log, self.sequence
+
+    @property
     def text(self) -> str:
         """The body as UTF-8 text; UnicodeDecodeError when it is none."""
         return self.body.decode()
@@ -221,6 +226,14 @@ def receipts_of_delivery(delivery: wire.Delivery) -> wire.Receipt:
     for index in range(indexes, indexes + len(delivery.bodies)) if isinstance(indexes, int) else indexes:
         mask |= 1 << index
     return wire.Receipt(delivery.receipt, delivery.first, mask_bytes(mask))
+
+
+def size_bytes(delivery: wire.Delivery) -> int:
+    """What the messages of a delivery hold: bodies and the values of attributes."""
+    size = sum(map(len, delivery.bodies))
+    if delivery.attributes is not None:
+        size += sum(len(one.value) for attributes in delivery.attributes for one in attributes or ())
+    return size
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -72,14 +72,20 @@ class Seen:
 
 @dataclasses.dataclass(slots=True)
 class StoredMessage:
-    """A message and who holds it: `receipt` is empty while it is visible."""
+    """A message and who holds it: `receipt` is empty while it is visible, `released` the last one of who gave it back (which
+    still deletes it, as long as nobody else has received it)."""
 
     sequence: int
     body: bytes
     attributes: list[queues.Attribute] | None
     group: str | None
     receipt: bytes = b""
+    released: bytes = b""
     received: int = 0
+
+    def release(self) -> None:
+        """Makes it visible again."""
+        self.receipt, self.released = b"", self.receipt
 
 
 @dataclasses.dataclass(slots=True, eq=False)
@@ -472,7 +478,7 @@ class FakeBroker:
             receipts = {number.to_bytes(16, "big") for number in waiter.held}
             for message in queue.messages.values():
                 if message.receipt in receipts:
-                    message.receipt = b""
+                    message.release()
             self._serve(queue)
 
     def _settle(self, message: queues.DeleteMessages | queues.ChangeVisibility) -> queues.ReceiptReply:
@@ -484,12 +490,12 @@ class FakeBroker:
                 stored = queue.messages.get(receipt.first + index)
                 ours = stored is not None and stored.receipt == receipt.receipt
                 if isinstance(message, queues.DeleteMessages):
-                    if ours:
+                    if ours or (stored is not None and not stored.receipt and stored.released == receipt.receipt):
                         del queue.messages[receipt.first + index]
                 elif not ours:
                     refused |= 1 << index
                 elif stored is not None and message.timeouts_ms[entry] == 0:
-                    stored.receipt = b""
+                    stored.release()
             if refused:
                 mask = refused.to_bytes((refused.bit_length() + 7) // 8, "little")
                 failures.append(queues.ReceiptFailure(entry, mask, MessageNotInFlight.code, "not in flight"))

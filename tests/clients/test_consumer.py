@@ -6,7 +6,8 @@ import asyncio
 
 import anyio
 import pytest
-from penstock import AsyncClient, AsyncConsumer
+from penstock import AsyncClient, AsyncConsumer, OutgoingMessage
+from penstock._async import consumer as consumer_module
 from penstock._async import link as link_module
 from penstock.errors import Draining, NotConnected, QueueDoesNotExist, StoreFailed
 from penstock_protocol import queue_messages as queues
@@ -86,6 +87,65 @@ async def test_a_credit_of_one_gives_one_message_at_a_time(broker: FakeBroker) -
         await queue.send_many([b"a", b"b", b"c"])
         async with queue.consume(credit=1) as messages:
             assert await take(messages, 3) == [b"a", b"b", b"c"]
+
+
+async def test_what_is_discarded_makes_room_for_more(broker: FakeBroker) -> None:
+    async with AsyncClient(broker.url) as client:
+        queue = client.queue("jobs")
+        await queue.send_many([b"old"] * 10)
+        async with queue.consume(credit=10) as messages:
+            await pushed(broker, 10)
+            while len(messages.buffered) < 10:
+                await turns()
+            for message in messages.buffered:
+                assert messages.discard(message)
+            await queue.send_many([b"new"] * 10)
+            assert await take(messages, 10) == [b"new"] * 10
+
+
+async def test_large_messages_are_fetched_ahead_in_smaller_numbers(broker: FakeBroker, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(consumer_module, "BUFFER_BYTES", 100_000)
+    async with AsyncClient(broker.url) as client:
+        queue = client.queue("jobs")
+        await queue.send_many([bytes(10_000)] * 50)
+        async with queue.consume() as messages:
+            await pushed(broker, 10)  # one, before any size is known, then what fits
+            for count in range(1, 41):
+                await take(messages, 1)
+                await client.ping()
+                assert consumer_of(broker).given - count <= 10
+            await queue.send_many([b"small"] * 8_000)
+            await take(messages, 8_010)
+    assert {message.credit for message in broker.asked("Consume")} == {1}
+    assert max(message.messages for message in broker.asked("Credit")) >= 500
+
+
+async def test_attributes_count_as_size_too(broker: FakeBroker, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(consumer_module, "BUFFER_BYTES", 100_000)
+    async with AsyncClient(broker.url) as client:
+        queue = client.queue("jobs")
+        await queue.send_many([OutgoingMessage(b"x", {"a": bytes(9_999)})] * 50)
+        async with queue.consume() as messages:
+            await pushed(broker, 10)
+            await take(messages, 50)
+
+
+async def test_a_stopped_consumer_gives_back_its_buffer_and_keeps_what_was_taken_out(broker: FakeBroker) -> None:
+    async with AsyncClient(broker.url) as client:
+        queue = client.queue("jobs")
+        await queue.send_many([b"in hand", b"buffered"])
+        async with queue.consume(credit=3) as messages:
+            in_hand = await messages.next()
+            await pushed(broker, 2)
+            messages.stop()
+            await broker.until(lambda: broker.asked("ChangeVisibility") != [])
+            await queue.send(b"late")
+            await client.ping()
+            assert b"in hand" not in broker.queue("jobs").visible
+            assert await messages.next() is None
+            assert in_hand is not None
+            await in_hand.delete()
+    assert sorted(broker.queue("jobs").visible) == [b"buffered", b"late"]
 
 
 async def test_leaving_the_block_releases_what_was_not_deleted(broker: FakeBroker) -> None:

@@ -46,7 +46,8 @@ class AsyncMessage(ReceivedMessage):
         await self._queue.change_visibility(self, delay)
 
 
-def _visibility_ms(seconds: float) -> int:
+def visibility_ms(seconds: float) -> int:
+    """Seconds as the wire has them; InvalidRequest when they are no visibility timeout."""
     if not 0 <= seconds <= LONGEST_VISIBILITY_SECONDS:
         raise InvalidRequest(f"a visibility timeout is 0 to {LONGEST_VISIBILITY_SECONDS} seconds, not {seconds!r}")
     return round(seconds * 1000)
@@ -172,7 +173,7 @@ class AsyncQueue:
         request = wire.ReceiveMessages(
             self.name,
             max_messages,
-            None if visibility_timeout is None else _visibility_ms(visibility_timeout),
+            None if visibility_timeout is None else visibility_ms(visibility_timeout),
             None if wait_seconds is None else round(wait_seconds * 1000),
             attempt_id=attempt_id,
         )
@@ -200,8 +201,8 @@ class AsyncQueue:
 
         `release_on_close`: what was pushed and not deleted becomes visible again when the consumer ends.
         """
-        visibility_ms = None if visibility_timeout is None else _visibility_ms(visibility_timeout)
-        return AsyncConsumer(self, AsyncMessage, credit, visibility_ms, release_on_close)
+        hidden_ms = None if visibility_timeout is None else visibility_ms(visibility_timeout)
+        return AsyncConsumer(self, AsyncMessage, credit, hidden_ms, release_on_close)
 
     # Settling
 
@@ -225,11 +226,11 @@ class AsyncQueue:
         """Hides a message in flight for another `seconds` from now; 0 makes it visible at once.
 
         Raises MessageNotInFlight when its visibility timeout is over."""
-        await self._settle(self._changes, [self._handle(message)], _visibility_ms(seconds))
+        await self._settle(self._changes, [self._handle(message)], visibility_ms(seconds))
 
     async def change_visibility_many(self, messages: Iterable[ReceivedMessage | ReceiptHandle | str], seconds: float) -> None:
         """The same for many; raises the first refusal, after all others were changed."""
-        await self._settle(self._changes, [self._handle(message) for message in messages], _visibility_ms(seconds))
+        await self._settle(self._changes, [self._handle(message) for message in messages], visibility_ms(seconds))
 
     async def _settle(self, settler: AsyncSettler, handles: list[ReceiptHandle], timeout_ms: int) -> None:
         places = settler.join(handles, timeout_ms)
@@ -245,7 +246,7 @@ class AsyncQueue:
 
     async def renew(self, messages: Iterable[ReceivedMessage], seconds: float) -> list[PenstockError | None]:
         """Hides messages in flight for another `seconds` from now; returns what became of each, in order: None, or its error."""
-        places = self._changes.join([message.handle for message in messages], _visibility_ms(seconds))
+        places = self._changes.join([message.handle for message in messages], visibility_ms(seconds))
         outcomes: list[PenstockError | None] = []
         for batch, entry, bit in places:
             await batch.done.wait()
