@@ -7,11 +7,14 @@ import time
 from typing import Final
 
 from tests.postgresql import run_cluster
-from tests.torture.rig import check_file, figures, running_rig, shown
+from tests.torture.rig import check_file, figures, missing_marks, running_rig, shown
 from tests.torture.stage import Task, Verdict
 
 CLIENTS: Final = 3
 PACE_SECONDS: Final = 0.03
+LONG_RUN_KILLS: Final = 20
+FIRST_STARTS: Final = 3
+"""Kills of a broker that has not made its store yet."""
 RESERVE_SECONDS: Final = 30.0
 """Kept for the drain and the judgement."""
 
@@ -25,11 +28,16 @@ def run(task: Task) -> Verdict:
             store = cluster.url(cluster.create_database())
         rig = stack.enter_context(running_rig(task.folder, task.seed, task.plant, store))
         broker, chance = rig.broker, rig.chance
+        first_starts = 0 if task.count and task.count < LONG_RUN_KILLS else FIRST_STARTS
+        for _ in range(first_starts):
+            broker.start(wait=False)
+            time.sleep(chance.random() * 1.2)
+            broker.kill()
         broker.start()
         rig.create_queues()
         rig.start_clients(CLIENTS, PACE_SECONDS)
         rig.wait_for_load()
-        done = starting = 0
+        done = starting = first_starts
         down = 0.0
         while task.goes_on(done, RESERVE_SECONDS):
             time.sleep(chance.choice((0.05, 0.3, 1.0)) * chance.random())
@@ -58,6 +66,8 @@ def run(task: Task) -> Verdict:
         rig.take_stock()
         broker.stop()
         history, complaints = rig.judge()
+        if done >= LONG_RUN_KILLS:
+            complaints += missing_marks(history)
         if not store:
             complaints += check_file(task.folder / "data" / "penstock.db")
     database = "PostgreSQL" if task.postgresql else "SQLite"

@@ -280,6 +280,22 @@ def figures(history: RecordedHistory) -> str:
     )
 
 
+def missing_marks(history: RecordedHistory) -> list[str]:
+    """What a long run must have met: what never happened was not tested."""
+    received = [message for one in history.of("receive") for message in one.value]
+    identities = [identity for one in history.of("send") for identity in one.arguments.get("ids") or ()]
+    happened = {
+        "a send retried or given up": bool(history.of("send", outcomes=("info", "fail"))),
+        "a receive of unknown outcome": bool(history.of("receive", outcomes=("info",))),
+        "a message received again": any(message.count > 1 for message in received),
+        "a dead letter": any(message.source for message in received),
+        "a deduplication id repeated": len(set(identities)) < len(identities),
+        "a delete of a FIFO message": any(one.arguments["queue"].endswith(".fifo") for one in history.of("delete")),
+        "a visibility timeout changed": bool(history.of("change")),
+    }
+    return [f"rig: {what} never happened" for what, did in happened.items() if not did]
+
+
 def shown(complaints: list[str]) -> list[str]:
     """The first complaints of each checker."""
     seen: dict[str, int] = {}
