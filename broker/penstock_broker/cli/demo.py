@@ -26,6 +26,8 @@ from penstock_broker.cli.output import console, fail, print_json
 
 ORDERS = 1_000
 BROKEN = 20
+START_SECONDS = 60.0
+"""How long the broker may take to start: a busy machine needs more than a client usually waits."""
 
 
 def _free_port() -> int:
@@ -50,7 +52,7 @@ class _Broker:
         options = ["--listen", f"127.0.0.1:{self.port}", "--metrics", "", "--log-format", "json"]
         self.process = subprocess.Popen([*command, *options], stdout=log, stderr=log, env=_environment())
         log.close()
-        with Client(self.url, request_timeout=20) as client:
+        with Client(self.url, connect_timeout=START_SECONDS, request_timeout=START_SECONDS) as client:
             client.ping()
 
     def kill(self) -> None:
