@@ -13,48 +13,66 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable
+from heapq import heapify, heappop, heappush, heapreplace
 
 from penstock_broker.queues.ready import Taken
 from penstock_broker.queues.segment import Run, Segment
 
 
 class Group:
-    """A message group: what waits, in order, and what is in flight."""
+    """A message group: what waits, in order, and what is in flight.
+
+    Both are heaps, so that ten thousand messages of one group may come back at once. A run is found by the sequence number it
+    had when it was put in; what has left `in_flight` since, or begins later now, is noticed when it comes to the top."""
 
     __slots__ = ("in_flight", "name", "queued", "waiting")
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self.waiting: deque[Run] = deque()
-        self.in_flight: list[Run] = []
+        self.waiting: list[tuple[int, int, Run]] = []
+        self.in_flight: list[tuple[int, int, Run]] = []
         self.queued = False
 
     def bound(self) -> int | None:
         """The lowest sequence number in flight; None when nothing is."""
-        if not self.in_flight:
-            return None
-        return min(run.lowest_sequence for run in self.in_flight)
+        heap = self.in_flight
+        while heap:
+            sequence, _, run = heap[0]
+            if not run.locks:
+                heappop(heap)
+            elif run.lowest_sequence != sequence:
+                heapreplace(heap, _entry(run))
+            else:
+                return sequence
+        return None
 
     def can_serve(self) -> bool:
         """Whether its first waiting message comes before everything in flight."""
         if not self.waiting:
             return False
         bound = self.bound()
-        return bound is None or self.waiting[0].lowest_sequence < bound
+        return bound is None or self.waiting[0][0] < bound
 
     def insert(self, run: Run) -> None:
-        """Puts a run back where its sequence number belongs."""
-        waiting = self.waiting
-        sequence = run.lowest_sequence
-        if not waiting or waiting[-1].lowest_sequence < sequence:
-            waiting.append(run)
-            return
-        position = 0
-        for other in waiting:
-            if other.lowest_sequence > sequence:
-                break
-            position += 1
-        waiting.insert(position, run)
+        """Puts a run where its sequence number belongs."""
+        mask = run.mask
+        heappush(self.waiting, (run.segment.first + (mask & -mask).bit_length() - 1, id(run), run))
+
+    def lock(self, run: Run) -> None:
+        """The run is in flight from now on, until its `locks` ends."""
+        run.locks = True
+        mask = run.mask
+        heappush(self.in_flight, (run.segment.first + (mask & -mask).bit_length() - 1, id(run), run))
+
+    def keep_living(self) -> None:
+        """Drops waiting runs that have become empty, and finds the others by the first message they still have."""
+        self.waiting = [_entry(run) for _, _, run in self.waiting if run.mask]
+        heapify(self.waiting)
+
+
+def _entry(run: Run) -> tuple[int, int, Run]:
+    # (The id tells apart a run that left from another with the same first message: runs themselves have no order.)
+    return (run.lowest_sequence, id(run), run)
 
 
 class FifoReady:
@@ -100,7 +118,7 @@ class FifoReady:
         if group.can_serve():
             group.queued = True
             self._turn.append(group)
-        elif not group.waiting and not group.in_flight:
+        elif not group.waiting and group.bound() is None:
             self._groups.pop(group.name, None)
 
     def take(self, limit: int, max_bytes: int, max_received: int, now_ms: int) -> Taken:
@@ -113,13 +131,13 @@ class FifoReady:
             group.queued = False
             bound = group.bound()
             full = False
-            mine: list[Run] = []
+            served = False
             while group.waiting and taken.messages < limit:
-                run = group.waiting[0]
+                sequence, _, run = group.waiting[0]
                 ceiling = 0
                 if bound is not None:
                     ceiling = bound - run.segment.first
-                    if ceiling <= 0 or run.lowest_sequence >= bound:
+                    if sequence >= bound:
                         break
                 before = run.mask.bit_count()
                 pulled = taken.pull(run, limit, max_bytes, max_received, ceiling)
@@ -130,13 +148,15 @@ class FifoReady:
                     blocked.append(group)
                     break
                 if not run.mask:
-                    group.waiting.popleft()
+                    heappop(group.waiting)
+                elif count:
+                    heapreplace(group.waiting, _entry(run))
                 if not (taken.dead and taken.dead[-1] is pulled):
-                    mine.append(pulled)
+                    pulled.locks = served = True
+                    heappush(group.in_flight, (sequence, id(pulled), pulled))
                 elif not group.waiting:
                     break
-            group.in_flight += mine
-            if not mine and group not in blocked:
+            if not served and group not in blocked:
                 self._update(group)
             if full or len(taken.missing) > 8:
                 break
@@ -159,7 +179,7 @@ class FifoReady:
         group = self._groups.get(run.group)
         if group is not None:
             if gone:
-                group.in_flight = [other for other in group.in_flight if other is not run]
+                run.locks = False
             self._update(group)
 
     def shrink(self, run: Run, mask: int) -> None:
@@ -169,7 +189,7 @@ class FifoReady:
         run.mask &= ~mask
         group = self._groups.get(run.group)
         if group is not None and not run.mask:
-            group.waiting = deque(other for other in group.waiting if other is not run)
+            group.keep_living()
             if group.queued and not group.can_serve():
                 group.queued = False
                 self._turn.remove(group)
@@ -181,28 +201,30 @@ class FifoReady:
         group = self._groups.get(run.group)
         if group is None:
             group = self._groups[run.group] = Group(run.group)
-        group.in_flight.append(run)
+        group.lock(run)
 
     def adopt_split(self, run: Run, part: Run) -> None:
         """A run in flight was split; both parts stay in flight."""
         assert run.group is not None
-        self._groups[run.group].in_flight.append(part)
+        self._groups[run.group].lock(part)
 
     def runs(self) -> Iterable[Run]:
         """Everything that waits."""
         for group in self._groups.values():
-            yield from group.waiting
+            for _, _, run in group.waiting:
+                yield run
 
     def drop_deleted(self) -> None:
         """Takes out messages whose segments marked them deleted meanwhile (retention)."""
-        for group in list(self._groups.values()):
-            for run in group.waiting:
+        groups = list(self._groups.values())
+        for group in groups:
+            for _, _, run in group.waiting:
                 gone = run.mask & run.segment.deleted
                 if gone:
                     self.messages -= gone.bit_count()
                     run.mask &= ~gone
-            group.waiting = deque(run for run in group.waiting if run.mask)
-            if group.queued and not group.can_serve():
-                group.queued = False
-                self._turn.remove(group)
+            group.keep_living()
+            group.queued = group.queued and group.can_serve()
+        self._turn = deque(group for group in self._turn if group.queued)
+        for group in groups:
             self._update(group)

@@ -152,7 +152,9 @@ class Queue:
         self._reserved = row.reserved
         self._trim = row.trimmed
         self._open: list[_Open] = []
-        self._committing: list[Segment] = []
+        self._newest_open: dict[int, _Open] = {}
+        """By the time when its messages are due."""
+        self._committing: dict[int, Segment] = {}
         # Paging: what lies beyond the cursors is in the store only.
         self._cursor = (0, -1)
         self._delayed_cursor = (0, 2**63 - 1)
@@ -360,16 +362,16 @@ class Queue:
 
     def _open_segment(self, due_ms: int, now_ms: int) -> _Open:
         # A FIFO queue only ever appends to its newest segment: sequence numbers are the order of sends.
-        candidates = self._open[-1:] if self.fifo else reversed(self._open)
-        for open_ in candidates:
-            if open_.due_ms == due_ms and len(open_.columns.bodies) < limits.SEGMENT_MESSAGES:
-                return open_
+        open_ = (self._open[-1] if self._open else None) if self.fifo else self._newest_open.get(due_ms)
+        if open_ is not None and open_.due_ms == due_ms and len(open_.columns.bodies) < limits.SEGMENT_MESSAGES:
+            return open_
         return self._open_new(due_ms, now_ms)
 
     def _open_new(self, due_ms: int, now_ms: int) -> _Open:
         open_ = _Open(self._next, due_ms, now_ms)
         self._next += limits.SEGMENT_MESSAGES
         self._open.append(open_)
+        self._newest_open[due_ms] = open_
         return open_
 
     def adopt(self, columns: Columns, index: int, values: dict[str, Any], sent_ms: int, now_ms: int) -> None:
@@ -411,16 +413,16 @@ class Queue:
         taken = self._ready.take(min(max_messages, room), max_bytes, max_received, now_ms)
         for segment in taken.missing:
             self._missing[segment.first] = segment
-        for run in taken.dead:
-            self._leave_delivery(run)
+        self._leave_deliveries(taken.dead)
         if not taken.runs:
             return None, taken
         number = self._next
         self._next += 1
         delivery = Delivery(number, now_ms)
         visible_ms = now_ms + visibility_ms
+        if any(run.received for run in taken.runs):
+            self._leave_deliveries(taken.runs)
         for run in taken.runs:
-            self._leave_delivery(run)
             run.received += 1
             run.first_received_ms = run.first_received_ms or now_ms
             run.visible_ms = visible_ms
@@ -486,13 +488,15 @@ class Queue:
         """Whether this receive attempt was answered before: repeating it needs nothing that is ready."""
         return bool(attempt_id) and self.fifo and self._deduplication.attempt(attempt_id, now_ms) in self.deliveries
 
-    def _leave_delivery(self, run: Run) -> None:
-        """A run that waited was taken anew: what is left of its old delivery must be written."""
-        old = run.delivery
-        if old is None:
-            return
-        run.delivery = None
-        self._changed(old, run.segment.first)
+    def _leave_deliveries(self, runs: list[Run]) -> None:
+        """Runs that waited were taken anew: what is left of their old deliveries must be written."""
+        left: dict[tuple[int, int], Delivery] = {}
+        for run in runs:
+            if run.delivery is not None:
+                left[run.delivery.number, run.segment.first] = run.delivery
+                run.delivery = None
+        for (_, first), old in left.items():
+            self._changed(old, first)
 
     def _changed(self, delivery: Delivery, first: int) -> None:
         delivery.prune(first)
@@ -521,8 +525,8 @@ class Queue:
         taken = self._ready.take(max_messages, limits.PAGE_BYTES, 0, now_ms)
         for segment in taken.missing:
             self._missing[segment.first] = segment
+        self._leave_deliveries(taken.runs)
         for run in taken.runs:
-            self._leave_delivery(run)
             self._ready.leave(run, 0, now_ms)
         return taken
 
@@ -788,8 +792,8 @@ class Queue:
                     log_id, segment.due_ms, segment.first, count, segment.size_bytes, segment.sent_ms, open_.columns.pack()
                 )
             )
-        self._open = []
-        self._committing += segments
+        self._open, self._newest_open = [], {}
+        self._committing.update((segment.first, segment) for segment in segments)
         if self._trimmed:
             commit.trims.append((log_id, self._trim))
             self._trimmed = False
@@ -829,7 +833,7 @@ class Queue:
         else:
             self._dying.difference_update(publication.dead)
         for segment in publication.segments:
-            self._committing.remove(segment)
+            del self._committing[segment.first]
             if segment.first < self._trim or segment.first in self.segments or segment.first in self._dying:
                 continue  # purged, or a load was quicker
             if segment.due_ms:
@@ -939,7 +943,7 @@ class Queue:
         """Takes up a page; `complete` says that the store had no more. Whether anything became visible."""
         woke = False
         delayed = want.until_due_ms != 0
-        committing = {segment.first for segment in self._committing}
+        committing = self._committing
         for loaded in rows:
             row = loaded.segment
             key = (row.due_ms, row.first)
@@ -1044,7 +1048,7 @@ class Queue:
         count = self.messages
         for open_ in self._open:
             open_.columns = Columns()
-        self._open = []
+        self._open, self._newest_open = [], {}
         self._trim = self._next
         self._trimmed = True
         self._ready = FifoReady() if self.fifo else StandardReady()
@@ -1085,7 +1089,7 @@ class Queue:
     @property
     def visible(self) -> int:
         """Messages that could be received now."""
-        waiting = sum(len(open_.columns.bodies) for open_ in self._open) + sum(one.count for one in self._committing)
+        waiting = sum(len(open_.columns.bodies) for open_ in self._open) + sum(one.count for one in self._committing.values())
         return max(0, self.messages - self.in_flight - self.delayed - waiting)
 
     @property

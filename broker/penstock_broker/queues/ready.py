@@ -204,7 +204,8 @@ class StandardReady:
 
     def drop_deleted(self) -> None:
         """Takes out messages whose segments marked them deleted meanwhile (retention)."""
-        for tenant in list(self._turn):
+        idle = []
+        for tenant in self._turn:
             kept: deque[Run] = deque()
             for run in tenant.runs:
                 gone = run.mask & run.segment.deleted
@@ -216,5 +217,8 @@ class StandardReady:
             tenant.runs = kept
             if not kept:
                 tenant.queued = False
-                self._turn.remove(tenant)
-                self._forget_if_idle(tenant)
+                idle.append(tenant)
+        if idle:
+            self._turn = deque(tenant for tenant in self._turn if tenant.queued)
+        for tenant in idle:
+            self._forget_if_idle(tenant)

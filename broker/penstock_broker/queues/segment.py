@@ -199,7 +199,7 @@ class Run:
     A run waits, or is in flight. Once received it belongs to the delivery of its last receive, also while it waits again:
     an old receipt handle still works then."""
 
-    __slots__ = ("delivery", "first_received_ms", "group", "mask", "received", "segment", "visible_ms", "waiting")
+    __slots__ = ("delivery", "first_received_ms", "group", "locks", "mask", "received", "segment", "visible_ms", "waiting")
 
     def __init__(
         self, segment: Segment, mask: int, received: int = 0, first_received_ms: int = 0, group: str | None = None
@@ -212,6 +212,8 @@ class Run:
         self.visible_ms = 0
         self.delivery: Any = None
         self.waiting = True
+        self.locks = False
+        """On a FIFO queue: it is in flight and holds its group."""
 
     def split(self, mask: int) -> Run:
         """Takes the messages in `mask` out into a run of their own, alike in all else."""
