@@ -820,6 +820,7 @@ async def _fill(one: House, queue: str, megabytes: int) -> None:
 @on_jumping_clock
 async def test_a_client_that_never_reads_is_cut_off_and_its_messages_are_not_lost() -> None:
     async with house() as one, undisturbed(one, polls=False):
+        assert (WRITE_STALL_SECONDS, OUTBOX_PAUSE_BYTES) == (30, 8 * 2**20)
         await _fill(one, "jobs", 40)
         peer = one.connect(lockstep=True)
         await _open_in_lockstep(peer)
