@@ -34,7 +34,7 @@ from penstock_storage.interface import (
     StateRow,
     StoreError,
 )
-from penstock_storage.schema import credentials, meta, resources
+from penstock_storage.schema import credentials, meta, nodes, resources, slots
 from penstock_storage.statements import LOCATED_WIDTH
 
 logger = logging.getLogger(__name__)
@@ -65,6 +65,14 @@ class Loader:
         if row is None:
             raise StoreError("the store has no cluster secret: it was not made by Penstock, or is damaged")
         return bytes(row[0])
+
+    def owner(self) -> tuple[str, str] | None:
+        """See SqlStore.owner."""
+        owner = sa.select(nodes.c.node, nodes.c.address).join_from(slots, nodes, slots.c.node == nodes.c.node)
+        text = self._compile(owner.limit(sa.literal_column("1")))
+        with self._database.read() as reader:
+            row = reader.execute(text, ()).fetchone()
+        return None if row is None else (row[0], row[1])
 
     def load_resources(self) -> list[ResourceRow]:
         """See Store.load_resources."""

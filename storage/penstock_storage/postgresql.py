@@ -57,6 +57,8 @@ CONNECT_ARGUMENTS: dict[str, str | int] = {
     "options": "-c idle_in_transaction_session_timeout=3000 -c default_transaction_isolation=read\\ committed",
 }
 """With TCP's defaults a cut-off primary holds a broker up for minutes. What the URL says goes before these."""
+TOO_WEAK = ("off", "local")
+"""Values of synchronous_commit that answer before a commit is as durable as the server is configured for."""
 
 DISK_FULL = "53100"
 DIVISION_BY_ZERO = "22012"
@@ -73,7 +75,13 @@ class PostgresqlDatabase:
         self._gate = Gate()
         self._generation = 0
         """Connections made under an older one are not used any more."""
+        self._looked_at = False
+        """Whether the server's own durability was looked at."""
         arguments = {name: value for name, value in CONNECT_ARGUMENTS.items() if name not in url.query}
+        if "options" in url.query:
+            # Settings of both; the server takes the later one of two of one name.
+            arguments["options"] = f"{CONNECT_ARGUMENTS['options']} {' '.join(url.normalized_query['options'])}"
+            url = url.difference_update_query(["options"])
         self._where = url.render_as_string(hide_password=True)
         self._write_engine = self._make_engine(url, arguments, "READ COMMITTED")
         # Each statement of a load is its own transaction: one round trip, and nothing is ever left open.
@@ -230,11 +238,21 @@ class PostgresqlDatabase:
                 logger.warning("the database warns: %s", warnings[-1])
 
         connection.add_notice_handler(note)
-        row = connection.execute("SHOW synchronous_commit").fetchone()
-        connection.rollback()
-        if row is None or row[0] == "off":
+        # Setting it to what it is keeps a later change of the server's configuration out of this session.
+        row = connection.execute(
+            "SELECT set_config('synchronous_commit', current_setting('synchronous_commit'), false)"
+        ).fetchone()
+        connection.commit()
+        if row is None or row[0] in TOO_WEAK:
             connection.close()
-            raise psycopg.OperationalError("synchronous_commit is off: the database would lose acknowledged commits")
+            raise psycopg.OperationalError(f"synchronous_commit is {row and row[0]}: acknowledged commits could be lost")
+        if not self._looked_at:
+            self._looked_at = True
+            for (name,) in connection.execute(
+                "SELECT name FROM pg_settings WHERE name IN ('fsync', 'full_page_writes') AND setting = 'off'"
+            ):
+                logger.warning("the database server runs with %s = off: a power cut may damage it", name)
+            connection.commit()
 
     def _unreachable(self, error: BaseException) -> StoreUnreachable:
         return StoreUnreachable(f"cannot reach {self._where}: {error}")

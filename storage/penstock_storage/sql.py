@@ -9,6 +9,7 @@ After CommitUnknown this store refuses every commit of that incarnation, whateve
 
 from __future__ import annotations
 
+import logging
 import os
 import pathlib
 import threading
@@ -41,6 +42,8 @@ from penstock_storage.migrate import migrate
 from penstock_storage.slots import SLOTS
 from penstock_storage.steps import adds, steps_of
 from penstock_storage.sweep import sweep_steps
+
+logger = logging.getLogger(__name__)
 
 
 class SqlStore:
@@ -95,12 +98,20 @@ class SqlStore:
         """See Store.acquire. Committed before it returns; every load afterwards is a transaction of its own and so sees
         the last commit of the incarnation before."""
         self._database.renew()
+        before = self.owner()
         try:
-            return self._acquire(node, address, now_ms)
+            incarnation = self._acquire(node, address, now_ms)
         except StoreFull:
             if not self._database.make_room():
                 raise
-            return self._acquire(node, address, now_ms)
+            incarnation = self._acquire(node, address, now_ms)
+        if before not in (None, (node, address)):
+            logger.warning("took the store over from %s at %s: if that broker still runs, it ends now", *before)
+        return incarnation
+
+    def owner(self) -> tuple[str, str] | None:
+        """Node and address of the broker that acquired last."""
+        return self._loader.owner()
 
     def _acquire(self, node: str, address: str, now_ms: int) -> Incarnation:
         fences, nodes, slots = schema.fences, schema.nodes, schema.slots

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
+from typing import Any, cast
 
 import psycopg
 import pytest
@@ -15,12 +17,14 @@ from penstock_storage.interface import (
     CommitUnknown,
     Fenced,
     Incarnation,
+    LogId,
     SchemaTooNew,
     StoreFull,
     StoreUnreachable,
 )
-from penstock_storage.postgresql import _failed, _numbered
+from penstock_storage.postgresql import PostgresqlDatabase, _failed, _numbered, _Pipeline
 from penstock_storage.sql import SqlStore
+from penstock_storage.steps import steps_of
 
 from tests.postgresql import Cluster
 from tests.storage.rows import arrivals, firsts, queue, segment, with_queue
@@ -75,9 +79,21 @@ def test_an_old_owner_cannot_commit_after_a_take_over(store: SqlStore, other: Sq
         store.commit(old, Commit(insert_segments=[segment(7, 2)]))
     with pytest.raises(Fenced):
         store.next_id(old)
+    assert (store.owner(), other.owner()) == (("other", "127.0.0.1:2"),) * 2
     other.commit(new, Commit(insert_segments=[segment(7, 3)]))
     assert firsts(arrivals(other)) == [1, 3]
     assert firsts(arrivals(store)) == [1, 3]
+
+
+def test_a_take_over_from_another_broker_is_visible_a_restart_is_not(
+    store: SqlStore, other: SqlStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert store.owner() is None
+    store.acquire("node", "a", 1)
+    store.acquire("node", "a", 2)
+    assert "took the store over" not in caplog.text
+    other.acquire("node", "b", 3)
+    assert "took the store over from node at a" in caplog.text
 
 
 def test_a_running_commit_delays_the_take_over_and_is_seen_by_it(
@@ -260,6 +276,19 @@ def test_any_warning_makes_a_commit_unknown(store: SqlStore, postgresql_url: str
     refused(store, incarnation)
 
 
+def test_any_warning_makes_an_acquire_unknown(store: SqlStore, postgresql_url: str) -> None:
+    with connect(postgresql_url) as connection:
+        connection.execute(
+            "CREATE FUNCTION warn() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE WARNING 'careful'; RETURN NULL; END $$"
+        )
+        connection.execute(
+            "CREATE CONSTRAINT TRIGGER warn AFTER INSERT OR UPDATE ON nodes DEFERRABLE INITIALLY DEFERRED "
+            "FOR EACH ROW EXECUTE FUNCTION warn()"
+        )
+    with pytest.raises(CommitUnknown, match="careful"):
+        store.acquire("node", "a", 1)
+
+
 def test_an_error_of_commit_itself_is_unknown(store: SqlStore, postgresql_url: str) -> None:
     incarnation = with_queue(store)
     with connect(postgresql_url) as connection:
@@ -314,20 +343,142 @@ def test_a_database_that_is_not_there_cannot_be_reached(postgresql: Cluster) -> 
         SqlStore.open(postgresql.url("nowhere"))
 
 
-def test_asynchronous_commits_are_refused(postgresql_url: str) -> None:
-    with connect(postgresql_url) as connection:
-        name = connection.info.dbname
-        connection.execute(f'ALTER DATABASE "{name}" SET synchronous_commit = off'.encode())
-    with pytest.raises(StoreUnreachable, match="synchronous_commit"):
+def set_for_database(url: str, setting: str, value: str) -> None:
+    with connect(url) as connection:
+        connection.execute(f'ALTER DATABASE "{connection.info.dbname}" SET {setting} = {value}'.encode())
+
+
+@pytest.mark.parametrize("value", ["off", "local"])
+def test_commits_that_are_answered_too_early_are_refused(postgresql_url: str, value: str) -> None:
+    set_for_database(postgresql_url, "synchronous_commit", value)
+    with pytest.raises(StoreUnreachable, match=f"synchronous_commit is {value}"):
         SqlStore.open(postgresql_url)
+
+
+@pytest.mark.parametrize("value", ["on", "remote_write", "remote_apply"])
+def test_commits_that_are_at_least_on_disk_are_welcome(postgresql_url: str, value: str) -> None:
+    set_for_database(postgresql_url, "synchronous_commit", value)
+    SqlStore.open(postgresql_url).close()
+
+
+def test_a_session_stays_as_durable_as_it_began(store: SqlStore, postgresql: Cluster) -> None:
+    """A reload of the server's configuration changes sessions that are open, but for what they set themselves."""
+    with_queue(store)
+    with psycopg.connect(postgresql.conninfo(), autocommit=True) as admin, store._database.read() as reader:
+        before = reader.execute("SELECT pg_backend_pid()", ()).fetchone()
+        try:
+            admin.execute("ALTER SYSTEM SET synchronous_commit = off")
+            admin.execute("ALTER SYSTEM SET deadlock_timeout = '7s'")  # to see that the reload has arrived
+            admin.execute("SELECT pg_reload_conf()")
+            while reader.execute("SHOW deadlock_timeout", ()).fetchone() != ("7s",):
+                pass
+            assert reader.execute("SHOW synchronous_commit", ()).fetchone() == ("on",)
+            assert reader.execute("SELECT pg_backend_pid()", ()).fetchone() == before
+        finally:
+            admin.execute("ALTER SYSTEM RESET ALL")
+            admin.execute("SELECT pg_reload_conf()")
+
+
+def test_a_server_that_does_not_flush_is_named_once(postgresql_url: str, caplog: pytest.LogCaptureFixture) -> None:
+    """As the tests' own, which runs with fsync = off."""
+    store = SqlStore.open(postgresql_url)
+    with_queue(store)
+    arrivals(store)
+    store.close()
+    warned = [record.getMessage() for record in caplog.records if "power cut" in record.getMessage()]
+    assert warned == ["the database server runs with fsync = off: a power cut may damage it"]
 
 
 def test_sessions_give_up_their_locks_when_their_broker_stands_still(store: SqlStore, postgresql_url: str) -> None:
     with_queue(store)
+    assert settings(store) == ("3s", "read committed", '"$user", public')
+    with pytest.raises(CommitUnknown), store._database.transaction() as connection:
+        connection.exec_driver_sql("SET idle_in_transaction_session_timeout = '1ms'")
+        connection.exec_driver_sql("UPDATE fences SET incarnation = incarnation + 1")
+        with connect(postgresql_url) as other:
+            other.execute("SELECT 1 FROM fences FOR UPDATE")
+
+
+def test_options_of_the_url_are_added_to_what_safety_needs(postgresql_url: str) -> None:
+    store = SqlStore.open(f"{postgresql_url}?options=-c%20search_path%3Dpublic")
+    with_queue(store)
+    assert settings(store) == ("3s", "read committed", "public")
+    store.close()
+    store = SqlStore.open(f"{postgresql_url}?options=-c%20idle_in_transaction_session_timeout%3D9s")
+    assert settings(store)[0] == "9s"
+    store.close()
+
+
+def settings(store: SqlStore) -> tuple[Any, ...]:
     with store._database.transaction() as connection:
-        timeout = connection.exec_driver_sql("SHOW idle_in_transaction_session_timeout").scalar()
-        isolation = connection.exec_driver_sql("SHOW transaction_isolation").scalar()
-    assert (timeout, isolation) == ("3s", "read committed")
+        names = ("idle_in_transaction_session_timeout", "transaction_isolation", "search_path")
+        return tuple(connection.exec_driver_sql(f"SHOW {name}").scalar() for name in names)
+
+
+@pytest.mark.parametrize("engine", ["_write_engine", "_read_engine"])
+def test_a_server_that_vanished_is_noticed_in_seconds(store: SqlStore, engine: str) -> None:
+    pooled = getattr(store._database, engine).raw_connection()
+    try:
+        with socket.socket(fileno=os.dup(pooled.driver_connection.pgconn.socket)) as tcp:
+            assert tcp.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 3000
+            assert tcp.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+            assert tcp.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == 2
+            assert tcp.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL) == 1
+            assert tcp.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT) == 3
+    finally:
+        pooled.close()
+
+
+def test_a_server_that_takes_connections_and_says_nothing_is_given_up() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as deaf, pytest.raises(StoreUnreachable, match="timeout"):
+        SqlStore.open(f"postgresql+psycopg://postgres@127.0.0.1:{deaf.getsockname()[1]}/x")
+
+
+def test_a_server_that_only_reads_is_none(postgresql_url: str) -> None:
+    SqlStore.open(postgresql_url).close()
+    set_for_database(postgresql_url, "default_transaction_read_only", "on")
+    with pytest.raises(StoreUnreachable, match="read-only"):
+        SqlStore.open(postgresql_url)
+
+
+class Recorder:
+    """A libpq connection that remembers what it was asked, in order."""
+
+    def __init__(self, pgconn: Any) -> None:
+        self._pgconn = pgconn
+        self.calls: list[str] = []
+
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(self._pgconn, name)
+        if not callable(value):
+            return value
+
+        def call(*arguments: Any) -> Any:
+            self.calls.append(name if name != "send_query_params" else arguments[0].decode().split()[0])
+            return value(*arguments)
+
+        return call
+
+
+def test_a_commit_is_on_its_way_whole_before_anything_is_waited_for(store: SqlStore) -> None:
+    incarnation = with_queue(store)
+    database = cast(PostgresqlDatabase, store._database)
+    steps = steps_of(database.statements, Commit(insert_segments=[segment(7, 1), segment(7, 2)], trims=[(LogId(7), 1)]))
+    fence = (database.statements.check_fence, [(incarnation.node, incarnation.number)])
+    database._generation += 1  # a new connection, with nothing prepared
+    pooled = database._write_engine.raw_connection()
+    try:
+        recorder = Recorder(cast(Any, pooled.driver_connection).pgconn)
+        _Pipeline(cast(Any, recorder), {}).commit([fence, *steps])
+    finally:
+        pooled.close()
+    sent = [call for call in recorder.calls if call.startswith("send") or call.isupper()]
+    assert sent == ["BEGIN", "send_prepare", "send_query_prepared", "send_prepare", "send_query_prepared", "send_prepare",
+                    *["send_query_prepared"] * 2, "COMMIT"]  # fmt: skip
+    assert recorder.calls.count("pipeline_sync") == 1
+    waits = {"flush", "consume_input", "is_busy", "get_result"}
+    assert not waits & set(recorder.calls[: recorder.calls.index("pipeline_sync")])
+    assert firsts(arrivals(store)) == [1, 2]
 
 
 def test_no_space_is_its_own_error() -> None:

@@ -82,7 +82,7 @@ def test_every_variable_in_the_unit_and_the_image_is_one_of_the_brokers() -> Non
 
 def test_the_unit_does_not_restart_what_restarting_cannot_mend() -> None:
     codes = {int(code) for code in unit()["RestartPreventExitStatus"][0].split()}
-    assert codes == {Exit.USAGE, Exit.SCHEMA_TOO_NEW}
+    assert codes == {Exit.USAGE, Exit.SCHEMA_TOO_NEW, Exit.FENCED}
 
 
 def test_the_unit_waits_longer_than_the_broker_drains_and_allows_its_connections() -> None:

@@ -17,7 +17,7 @@ from typing import Any
 import click
 import structlog
 import trio
-from penstock_storage.interface import Fenced, SchemaTooNew, Store, StoreError, StoreFull, StoreLocked
+from penstock_storage.interface import Fenced, SchemaTooNew, StoreError, StoreFull, StoreLocked
 from penstock_storage.sql import SqlStore
 
 from penstock_broker import config as configuration
@@ -163,7 +163,7 @@ def _tls(config: Config) -> ssl.SSLContext | None:
 
 def _run(
     config: Config,
-    store: Store,
+    store: SqlStore,
     key: bytes,
     tls: ssl.SSLContext | None,
     host: str,
@@ -219,7 +219,7 @@ def _run(
     try:
         trio.run(run)
     except* Fenced:
-        fail("another broker has taken over this one's slots", Exit.FENCED)
+        fail(f"another broker has taken over this one's slots: {_owner(store)}", Exit.FENCED, "One broker per database.")
     except* StoreFull as group:
         fail(str(group.exceptions[0]), Exit.DISK_FULL, "Make room, then start again. Nothing acknowledged is lost.")
     except* StoreError as group:
@@ -242,6 +242,14 @@ def _listen_for_metrics(address: str) -> socket.socket:
         return socket.create_server(where[:2], family=family)
     except OSError as error:
         fail(f"cannot listen on {address} (metrics): {error}", Exit.ADDRESS_IN_USE)
+
+
+def _owner(store: SqlStore) -> str:
+    try:
+        node, address = store.owner() or ("nobody", "nowhere")
+    except StoreError as error:
+        return f"the store does not tell which ({error})"
+    return f"{node} at {address}"
 
 
 def _shown(host: str, port: int) -> str:
