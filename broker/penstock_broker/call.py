@@ -14,6 +14,20 @@ from penstock_protocol.operations import Operation
 class Answerer(Protocol):
     """The session a call came from."""
 
+    @property
+    def max_frame_bytes(self) -> int:
+        """No answer may be longer."""
+
+    @property
+    def has_room(self) -> bool:
+        """Whether messages may be taken for it: what it has to write, and will have once commits are durable, is bounded."""
+
+    def promise(self, size_bytes: int) -> None:
+        """So much will have to be written after a commit (negative: that promise was kept, or came to nothing)."""
+
+    def park(self, call: Call) -> None:
+        """Has the dispatcher look after the call once there is room."""
+
     def answer(self, call: Call, message: Message | PenstockError) -> None:
         """Sends the reply or error."""
 
@@ -44,6 +58,8 @@ class Call:
     answered: bool = False
     waiter: Any = None
     """What waits for messages on its behalf, if anything does (a runtime.Waiter)."""
+    preparing: bool = False
+    """Whether its handler waits for something to be loaded."""
 
     def reply(self, message: Message) -> None:
         """Answers with success."""

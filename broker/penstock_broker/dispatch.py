@@ -8,10 +8,11 @@ from typing import Any
 import structlog
 from penstock_protocol.codec import Message
 from penstock_protocol.connection import Request
-from penstock_protocol.errors import Draining, InternalError, PenstockError
+from penstock_protocol.errors import Cancelled, Draining, InternalError, PenstockError
+from penstock_protocol.session_messages import Empty
 
 from penstock_broker.access import authorize
-from penstock_broker.call import Call, NotReady
+from penstock_broker.call import Answerer, Call, NotReady
 from penstock_broker.lane import Lane
 from penstock_broker.queue_service import QueueService
 
@@ -46,6 +47,7 @@ class Dispatcher:
         try:
             self._handlers[call.operation.name](call, message)
         except NotReady as wait:
+            call.preparing = True
             self._start(self._handle_later, call, message, wait)
         except PenstockError as error:
             call.fail(error)
@@ -60,7 +62,12 @@ class Dispatcher:
         except PenstockError as error:
             call.fail(error)
             return
-        if not call.answered:
+        call.preparing = False
+        if call.answered:
+            return
+        if self.draining and call.operation.waits:
+            call.fail(Draining())
+        else:
             self._handle(call, message)
 
     async def wait_room(self) -> None:
@@ -71,15 +78,35 @@ class Dispatcher:
     def cancel(self, call: Call) -> None:
         """The client wants no more of a waiting request."""
         if call.waiter is not None:
-            self._queues.end_waiter(call.waiter, gone=False)
+            self._queues.end_waiter(call.waiter)
+        elif call.preparing and call.operation.waits:
+            # It would only begin to wait once its queue is loaded.
+            if call.operation.pushes:
+                call.reply(Empty())
+            else:
+                call.fail(Cancelled())
 
     def credit(self, call: Call, count: int) -> None:
         """The client gives a consumer credit."""
         if call.waiter is not None:
             self._queues.credit(call.waiter, count)
 
+    def room(self, call: Call) -> None:
+        """The connection of a parked call has room again."""
+        if call.waiter is not None:
+            self._queues.unpark(call.waiter)
+
+    def drain(self, call: Call) -> None:
+        """Ends what waits. What was served already is answered when its commit is durable."""
+        if call.waiter is not None:
+            self._queues.end_waiter(call.waiter, Draining())
+
     def gone(self, call: Call) -> None:
         """The client's connection is gone: nothing waits on its behalf any more."""
         call.answered = True
         if call.waiter is not None:
-            self._queues.end_waiter(call.waiter, gone=True)
+            self._queues.end_waiter(call.waiter)
+
+    def ended(self, session: Answerer) -> None:
+        """The connection is gone, and all its calls with it."""
+        self._queues.session_ended(session)

@@ -77,7 +77,7 @@ class BrokerCollector(Collector):
             size.add_metric(names, queue.size_bytes)
             oldest = queue.oldest_ms
             age.add_metric(names, 0 if oldest is None else max(0, now_ms - oldest) / 1000)
-            waiters.add_metric(names, len(runtime.waiters) + len(runtime.consumers))
+            waiters.add_metric(names, runtime.waiting)
             for family, (attribute, _, _) in zip(counters, _COUNTERS, strict=True):
                 family.add_metric(names, getattr(queue.counters, attribute))
         if len(runtimes) > self._max_queues:

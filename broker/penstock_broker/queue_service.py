@@ -10,6 +10,7 @@ timer, tells the lane.
 
 from __future__ import annotations
 
+import contextlib
 import heapq
 from collections.abc import Callable
 from typing import Any
@@ -31,7 +32,7 @@ from penstock_protocol.errors import (
 from penstock_protocol.session_messages import Empty
 from penstock_storage.interface import DeliveryRow, LoadedSegment, LogId, Store, StoreError
 
-from penstock_broker.call import Call, Caller, NotReady
+from penstock_broker.call import Answerer, Call, Caller, NotReady
 from penstock_broker.catalog import Place, QueueCatalog, QueueRecord
 from penstock_broker.counters import Counters
 from penstock_broker.lane import Lane, Participant
@@ -39,13 +40,17 @@ from penstock_broker.ports import Ports
 from penstock_broker.queues import limits
 from penstock_broker.queues.queue import Budget, LoadArrivals, LoadContent, Queue
 from penstock_broker.queues.segment import Run
-from penstock_broker.runtime import Runtime, Waiter
+from penstock_broker.runtime import Alarm, Runtime, Waiter
 
 log = structlog.get_logger()
 
 DELIVERY_PAGE = 10_000
 PUSH_MESSAGES = 500
 """The most messages one push carries."""
+RELEASE_SECONDS = 1.0
+"""The pause before a release that failed is tried again."""
+PUSH_BYTES = 1024 * 1024
+"""A push ends with the message before the one that brings it beyond this."""
 
 
 class QueueService:
@@ -73,8 +78,10 @@ class QueueService:
         self._loading: dict[LogId, trio.Event] = {}
         self._generation = 0
         """Grows when all memory is discarded: what was read before must not be used."""
-        self._alarms: list[tuple[int, int, Runtime]] = []
+        self._alarms: list[Alarm] = []
         self._alarm_number = 0
+        self._leftovers: dict[Answerer, list[tuple[QueueRecord, set[int]]]] = {}
+        """What ended consumers of a connection hold in flight, to be released when it ends."""
         self._earlier = trio.Event()
         self._uses = 0
 
@@ -183,9 +190,14 @@ class QueueService:
         runtime.dropped = True
         runtime.queue.shed()
         self.runtimes.pop(runtime.record.log_id, None)
-        for waiter in [*runtime.waiters, *runtime.consumers]:
+        self._silence(runtime)
+        for waiter in runtime.consumers:
+            if waiter.held:
+                # Its client may still be at work on them: they are released when the connection ends.
+                self._leftovers.setdefault(waiter.call.session, []).append((runtime.record, waiter.held))
+        for waiter in [*runtime.waiters, *runtime.parked, *runtime.consumers]:
+            runtime.leave(waiter)
             waiter.call.fail(error)
-        runtime.waiters.clear()
         runtime.consumers.clear()
 
     def drop_all(self, error: PenstockError) -> None:
@@ -199,7 +211,7 @@ class QueueService:
         if runtime.dropped:
             return
         queue = runtime.queue
-        if runtime.waiters and queue.fifo:
+        if runtime.repeats:
             self._repeat_attempts(runtime)
         if runtime.waiters and queue.has_ready:
             self._serve(runtime)
@@ -293,29 +305,32 @@ class QueueService:
         waiter = Waiter(
             call,
             runtime,
-            request.max_messages,
-            request.max_bytes,
+            _fitting(request.max_messages, call),
+            min(request.max_bytes, _reply_bytes(call)),
             request.visibility_timeout_ms,
             request.attempt_id,
             self._ports.now_ms() + wait_ms,
         )
-        # Those who came before are served first.
-        ahead = any(other.credit is None for other in runtime.waiters)
-        if ahead or not self._offer(runtime, waiter):
+        if not call.session.has_room:
             self._check_waiters(runtime)
-            runtime.waiters.append(waiter)
             call.waiter = waiter
+            self._park(runtime, waiter)
+        # Those who came before are served first.
+        elif runtime.receives or not self._offer(runtime, waiter):
+            self._check_waiters(runtime)
+            call.waiter = waiter
+            runtime.wait(waiter)
         self.settle(runtime)
 
     def _check_waiters(self, runtime: Runtime) -> None:
-        if len(runtime.waiters) + len(runtime.consumers) >= limits.MAX_WAITERS:
+        if runtime.waiting >= limits.MAX_WAITERS:
             raise LimitExceeded(f"{limits.MAX_WAITERS} receives and consumers wait on this queue")
 
     def _offer(self, runtime: Runtime, waiter: Waiter) -> bool:
         """Tries to serve a waiter; whether it got something. A consumer at the limit of messages in flight just waits."""
         queue = runtime.queue
         now_ms = self._ports.now_ms()
-        limit = waiter.max_messages if waiter.credit is None else min(waiter.credit, PUSH_MESSAGES)
+        limit = waiter.max_messages if waiter.credit is None else min(waiter.credit, waiter.max_messages)
         dead_letter = self._dead_letter_runtime(runtime)
         if dead_letter is None and self._dead_letter_record(runtime.record) is not None:
             # It was dropped after this waiter came. Without it a message might be given out too often.
@@ -343,27 +358,50 @@ class QueueService:
         if not reply.deliveries:
             return False
         self.lane.touch(queue)
+        number = int.from_bytes(reply.deliveries[0].receipt[:8], "big")
         if waiter.credit is None:
-            self._when_durable(waiter.call, reply)
+            runtime.attempt_answered(waiter.attempt_id)
         else:
-            count = sum(len(delivery.bodies) for delivery in reply.deliveries)
-            waiter.credit -= count
+            waiter.credit -= sum(len(delivery.bodies) for delivery in reply.deliveries)
             if waiter.release:
-                number = int.from_bytes(reply.deliveries[0].receipt[:8], "big")
                 waiter.held.add(number)
                 if len(waiter.held) > 64:
                     waiter.held = {one for one in waiter.held if one in queue.deliveries}
-            self._push_when_durable(waiter.call, reply)
+        self._deliver_when_durable(waiter, reply, number)
         return True
 
-    def _push_when_durable(self, call: Call, reply: messages.ReceiveReply) -> None:
-        def done(error: PenstockError | None) -> None:
-            if error is None:
-                call.push(reply)
-            else:
-                call.fail(error)
+    def _deliver_when_durable(self, waiter: Waiter, reply: messages.ReceiveReply, number: int) -> None:
+        """Sends what was taken once that is durable. Whoever is gone by then never had it: it is released."""
+        call, session = waiter.call, waiter.call.session
+        size_bytes = sum([sum(map(len, delivery.bodies)) for delivery in reply.deliveries])
+        session.promise(size_bytes)
 
-        self.lane.submit(done)
+        def done(error: PenstockError | None) -> None:
+            if error is not None:
+                call.fail(error)
+            elif call.answered:
+                if not (waiter.attempt_id and waiter.runtime.queue.fifo):  # (Else whoever repeats the attempt gets it.)
+                    self._release(waiter.runtime, {number})
+            elif waiter.credit is None:
+                call.reply(reply)
+            else:
+                call.push(reply)
+            session.promise(-size_bytes)
+
+        self.lane.submit(done, call.size_bytes if waiter.credit is None else 0)
+
+    def _park(self, runtime: Runtime, waiter: Waiter) -> None:
+        runtime.park(waiter)
+        waiter.call.session.park(waiter.call)
+
+    def unpark(self, waiter: Waiter) -> None:
+        """The connection of a waiter has room again."""
+        runtime = waiter.runtime
+        if waiter in runtime.parked:
+            runtime.leave(waiter)
+            if waiter.credit != 0:
+                runtime.wait(waiter)
+            self.settle(runtime)
 
     def _dead_letter_runtime(self, runtime: Runtime) -> Runtime | None:
         record = self._dead_letter_record(runtime.record)
@@ -406,47 +444,48 @@ class QueueService:
         for _ in range(len(waiters)):
             if not waiters or not runtime.queue.has_ready:
                 return
-            waiter = waiters.popleft()
-            if waiter.call.answered:
+            waiter = next(iter(waiters))
+            if not waiter.call.session.has_room:
+                self._park(runtime, waiter)
                 continue
             try:
-                served = self._offer(runtime, waiter)
+                if not self._offer(runtime, waiter):
+                    return
             except PenstockError as error:
+                self._stop(waiter)
                 waiter.call.fail(error)
                 continue
-            if not served:
-                waiters.appendleft(waiter)
-                return
             if waiter.credit:
-                waiters.append(waiter)
+                waiters.move_to_end(waiter)
+            else:
+                runtime.leave(waiter)
 
     def _repeat_attempts(self, runtime: Runtime) -> None:
         """Answers receives that were answered before, and waited for nothing but content from the store."""
         now_ms = self._ports.now_ms()
-        for waiter in [waiter for waiter in runtime.waiters if waiter.attempt_id]:
-            if not waiter.call.answered and runtime.queue.knows_attempt(waiter.attempt_id, now_ms):
+        for waiter in list(runtime.repeats):
+            if not runtime.queue.knows_attempt(waiter.attempt_id, now_ms):
+                del runtime.repeats[waiter]
+            elif not waiter.call.session.has_room:
+                self._park(runtime, waiter)
+            else:
                 try:
                     served = self._offer(runtime, waiter)
                 except PenstockError as error:
                     waiter.call.fail(error)
                     served = True
                 if served:
-                    runtime.waiters.remove(waiter)
+                    runtime.leave(waiter)
 
     def _time_out(self, runtime: Runtime) -> None:
         """Answers receives that have waited long enough; none while a load may still bring something."""
-        if runtime.queue.may_load:
-            return
         now_ms = self._ports.now_ms()
-        if all(waiter.deadline_ms > now_ms for waiter in runtime.waiters):
+        deadline = runtime.next_deadline()
+        if deadline is None or deadline > now_ms or runtime.queue.may_load:
             return
-        kept = [waiter for waiter in runtime.waiters if waiter.deadline_ms > now_ms]
-        for waiter in runtime.waiters:
-            if waiter.deadline_ms <= now_ms:
-                runtime.queue.counters.empty_receives += 1
-                waiter.call.reply(messages.ReceiveReply(runtime.queue.log_id, [], 0))
-        runtime.waiters.clear()
-        runtime.waiters.extend(kept)
+        for waiter in runtime.overdue(now_ms):
+            runtime.queue.counters.empty_receives += 1
+            waiter.call.reply(messages.ReceiveReply(runtime.queue.log_id, [], 0))
 
     def delete(self, call: Call, request: messages.DeleteMessages) -> None:
         """DeleteMessages."""
@@ -478,10 +517,18 @@ class QueueService:
             raise InvalidRequest(f"visibility_timeout_ms = {visibility_ms}; at most {limits.MAX_VISIBILITY_TIMEOUT_MS}")
         self._check_waiters(runtime)
         waiter = Waiter(
-            call, runtime, PUSH_MESSAGES, 2**20, visibility_ms, "", 2**62, credit=request.credit, release=request.release
+            call,
+            runtime,
+            _fitting(PUSH_MESSAGES, call),
+            min(PUSH_BYTES, _reply_bytes(call)),
+            visibility_ms,
+            "",
+            2**62,
+            credit=request.credit,
+            release=request.release,
         )
-        runtime.consumers.add(waiter)
-        runtime.waiters.append(waiter)
+        runtime.consumers[waiter] = None
+        runtime.wait(waiter)
         call.waiter = waiter
         self.settle(runtime)
 
@@ -490,49 +537,97 @@ class QueueService:
         runtime = waiter.runtime
         if runtime.dropped or waiter.credit is None or waiter not in runtime.consumers:
             return  # (A consumer that was cancelled would get messages that nobody sends on.)
-        if waiter.credit <= 0 and count > 0:
-            runtime.waiters.append(waiter)
+        if waiter.credit <= 0 and count > 0 and waiter in runtime.consumers and waiter not in runtime.parked:
+            runtime.wait(waiter)
         waiter.credit = min(waiter.credit + count, limits.MAX_BATCH * 10)
         self.settle(runtime)
 
-    def end_waiter(self, waiter: Waiter, *, gone: bool) -> None:
-        """Ends a waiting receive or a consumer. `gone`: its connection is, so nothing is answered."""
-        runtime = waiter.runtime
-        if runtime.dropped or (waiter not in runtime.consumers and waiter not in runtime.waiters):
+    def end_waiter(self, waiter: Waiter, error: PenstockError | None = None) -> None:
+        """Ends a waiting receive or a consumer; nothing happens when it waits no more. It is answered with the error, or else
+        as one that was cancelled (nothing when its connection is gone)."""
+        if not self._stop(waiter):
             return
-        runtime.consumers.discard(waiter)
-        if waiter in runtime.waiters:
-            runtime.waiters.remove(waiter)
-        if waiter.release:
-            now_ms = self._ports.now_ms()
-            for number in sorted(waiter.held):
-                runtime.queue.release(number, now_ms)
-        if gone:
-            waiter.call.answered = True
+        if error is not None:
+            waiter.call.fail(error)
         elif waiter.credit is None:
             waiter.call.fail(Cancelled())
-        else:
+        elif not waiter.call.answered:
             self._when_durable(waiter.call, Empty())
-        self.settle(runtime)
+        self.settle(waiter.runtime)
+
+    def _stop(self, waiter: Waiter) -> bool:
+        """Nothing is taken for it any more; whether it still waited."""
+        runtime = waiter.runtime
+        waited = runtime.leave(waiter)
+        if waiter not in runtime.consumers:
+            return waited
+        del runtime.consumers[waiter]
+        if waiter.held:
+            self._release(runtime, waiter.held)
+        return True
+
+    def _release(self, runtime: Runtime, numbers: set[int]) -> None:
+        """What is left in flight of these deliveries becomes visible, even if the commit of it fails."""
+        if runtime.dropped:
+            self._start(self._release_later, runtime.record, numbers)
+            return
+        now_ms = self._ports.now_ms()
+        if sum(runtime.queue.release(number, now_ms) for number in sorted(numbers)):
+
+            def done(error: PenstockError | None) -> None:
+                if error is not None:
+                    self._start(self._release_later, runtime.record, numbers, RELEASE_SECONDS)
+
+            self.lane.submit(done)
+            self.settle(runtime)
+
+    async def _release_later(self, record: QueueRecord, numbers: set[int], pause_seconds: float = 0) -> None:
+        """Likewise for a queue that has to be loaded first, however long that takes."""
+        await trio.sleep(pause_seconds)
+        while True:
+            current = self.catalog.get(record.place, record.name)
+            if current is None or current.log_id != record.log_id:
+                return
+            with contextlib.suppress(PenstockError):  # counted and logged where it was raised
+                await self.load(current)
+            runtime = self.runtimes.get(record.log_id)
+            if runtime is not None:
+                self._release(runtime, numbers)
+                return
+            await trio.sleep(RELEASE_SECONDS)
+
+    def session_ended(self, session: Answerer) -> None:
+        """A connection is gone: what its consumers held before their queue was dropped is released."""
+        for record, numbers in self._leftovers.pop(session, ()):
+            self._start(self._release_later, record, numbers)
 
     # Time
 
     def _set_alarm(self, runtime: Runtime) -> None:
         deadline = runtime.queue.next_deadline()
-        now_ms = self._ports.now_ms()
-        for waiter in runtime.waiters:
-            # One that is overdue waits for a load, and is looked after when that ends.
-            if waiter.deadline_ms > now_ms and (deadline is None or waiter.deadline_ms < deadline):
-                deadline = waiter.deadline_ms
+        if runtime.waiters:
+            # One that is overdue waits for a load, and all are looked after when that ends.
+            waited = runtime.next_deadline()
+            if waited is not None and (deadline is None or waited < deadline) and waited > self._ports.now_ms():
+                deadline = waited
         if deadline is None or deadline >= 2**61:
             return
-        if runtime.alarm_ms and runtime.alarm_ms <= deadline:
+        if runtime.alarm is not None and runtime.alarm[0] <= deadline:
             return
-        runtime.alarm_ms = deadline
+        self._silence(runtime)
         self._alarm_number += 1
         if not self._alarms or deadline < self._alarms[0][0]:
             self._earlier.set()
-        heapq.heappush(self._alarms, (deadline, self._alarm_number, runtime))
+        runtime.alarm = [deadline, self._alarm_number, runtime]
+        heapq.heappush(self._alarms, runtime.alarm)
+        if len(self._alarms) > 64 + 2 * len(self.runtimes):
+            self._alarms = [alarm for alarm in self._alarms if alarm[2] is not None]
+            heapq.heapify(self._alarms)
+
+    def _silence(self, runtime: Runtime) -> None:
+        if runtime.alarm is not None:
+            runtime.alarm[2] = None
+            runtime.alarm = None
 
     def next_deadline(self) -> int | None:
         """When `tick` has something to do."""
@@ -542,10 +637,10 @@ class QueueService:
         """Lets time pass for every queue whose alarm is due."""
         now_ms = self._ports.now_ms()
         while self._alarms and self._alarms[0][0] <= now_ms:
-            deadline, _, runtime = heapq.heappop(self._alarms)
-            if runtime.alarm_ms != deadline or runtime.dropped:
+            runtime = heapq.heappop(self._alarms)[2]
+            if runtime is None:
                 continue
-            runtime.alarm_ms = 0
+            runtime.alarm = None
             runtime.queue.expire(now_ms)
             self.settle(runtime)
 
@@ -562,6 +657,16 @@ class QueueService:
                 await self._earlier.wait()
             await trio.lowlevel.checkpoint()
             self.tick()
+
+
+def _reply_bytes(call: Call) -> int:
+    """How much content an answer may have: the frame's limit, less an eighth for all else that it says."""
+    return call.session.max_frame_bytes * 7 // 8
+
+
+def _fitting(count: int, call: Call) -> int:
+    """At most so many messages that what is said about each fits as well."""
+    return min(count, call.session.max_frame_bytes // 64)
 
 
 def messages_id(log_id: LogId, sequence: int) -> bytes:

@@ -2,8 +2,9 @@
 
 Two tasks: the reader feeds the protocol and dispatches; the writer sends what the outbox holds. The reader stops reading
 while too many requests are in flight, the outbox is long, or the commit lane has no room: back pressure reaches the
-client through its socket. A client that does not read its answers for WRITE_STALL_SECONDS, or lets OUTBOX_BYTES pile up,
-is cut off.
+client through its socket. Waiting receives and consumers of a connection whose outbox is long are not served before it is
+shorter, so whoever reads steadily, however slowly, gets everything. A client that reads nothing for WRITE_STALL_SECONDS,
+or lets OUTBOX_BYTES pile up with other answers, is cut off.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
+from collections import deque
 from collections.abc import Callable
 
 import structlog
@@ -21,7 +23,6 @@ from penstock_protocol.connection import Refused, Request, ServerConnection, Sta
 from penstock_protocol.errors import (
     AuthenticationFailed,
     AuthenticationRequired,
-    Draining,
     InternalError,
     InvalidRequest,
     PenstockError,
@@ -41,9 +42,13 @@ log = structlog.get_logger()
 READ_BYTES = 256 * 1024
 OUTBOX_BYTES = 64 * 1024 * 1024
 OUTBOX_PAUSE_BYTES = 8 * 1024 * 1024
+WRITE_BYTES = 256 * 1024
+"""Written at a time: within WRITE_STALL_SECONDS the client must have taken so much, or what is left."""
 WRITE_STALL_SECONDS = 30.0
 HELLO_SECONDS = 5.0
 MAX_IN_FLIGHT_REQUESTS = 1024
+MAX_IN_FLIGHT_BYTES = 32 * 1024 * 1024
+"""Of requests of one connection that were read and not answered, whatever they wait for; one more request may go beyond."""
 _PLACE = re.compile(r"[A-Za-z0-9_-]{1,64}")
 """An account or region: part of ARNs, of keys in the store, and of metrics' labels."""
 
@@ -81,9 +86,12 @@ class Session:
         self._connection = ServerConnection(limits.max_frame_bytes)
         self._outbox: list[bytes] = []
         self._outbox_bytes = 0
+        self._promised_bytes = 0
+        self._parked: deque[Call] = deque()
         self._written = trio.Event()
         self._to_write = trio.Event()
         self._calls: dict[int, Call] = {}
+        self._calls_bytes = 0
         self._caller: Caller | None = None
         self._hello: Hello | None = None
         self._challenge = b""
@@ -111,16 +119,14 @@ class Session:
             for call in list(self._calls.values()):
                 self._dispatcher.gone(call)
             self._calls.clear()
+            self._dispatcher.ended(self)
             with trio.move_on_after(1, shield=True):
                 await trio.aclose_forcefully(self._stream)
 
     def drain(self) -> None:
         """Ends the session soon: what waits is answered with Draining, what is being committed is still answered."""
         for call in list(self._calls.values()):
-            if call.waiter is not None:
-                self._dispatcher.gone(call)
-                call.answered = False
-                call.fail(Draining())
+            self._dispatcher.drain(call)
 
     @property
     def is_idle(self) -> bool:
@@ -146,7 +152,7 @@ class Session:
                         self._send(connection.error(event.operation, event.correlation, event.error))
                     else:
                         self._take(event)
-                    if len(self._calls) >= self._limits.max_in_flight:
+                    if self._is_busy:
                         await self._wait_room()
                 await self._wait_room()
         except PenstockError as error:
@@ -156,10 +162,14 @@ class Session:
 
     async def _wait_room(self) -> None:
         """Back pressure: returns when another request may be read."""
-        while len(self._calls) >= self._limits.max_in_flight or self._outbox_bytes > OUTBOX_PAUSE_BYTES:
+        while self._is_busy or self._outbox_bytes > OUTBOX_PAUSE_BYTES:
             self._written = trio.Event()
             await self._written.wait()
         await self._dispatcher.wait_room()
+
+    @property
+    def _is_busy(self) -> bool:
+        return len(self._calls) >= self._limits.max_in_flight or self._calls_bytes > MAX_IN_FLIGHT_BYTES
 
     def _take(self, request: Request) -> None:
         if self._caller is None:
@@ -172,6 +182,7 @@ class Session:
             raise ProtocolError(f"correlation {request.correlation} is in use")
         call = Call(self._caller, request.operation, request.correlation, len(request.body), self)
         self._calls[request.correlation] = call
+        self._calls_bytes += call.size_bytes
         self._dispatcher.dispatch(call, request)
 
     def _handshake(self, request: Request) -> None:
@@ -233,6 +244,7 @@ class Session:
         """Sends a call's reply or error; the call is over."""
         if self._calls.pop(call.correlation, None) is None:
             return
+        self._calls_bytes -= call.size_bytes
         code = call.operation.code
         if isinstance(message, PenstockError):
             self._counters.requests[call.operation.name, message.name] += 1
@@ -245,6 +257,30 @@ class Session:
         """Sends one of a call's many answers."""
         if call.correlation in self._calls:
             self._send(self._connection.push(call.operation.code, call.correlation, message))
+
+    @property
+    def max_frame_bytes(self) -> int:
+        """See call.Answerer."""
+        return self._limits.max_frame_bytes
+
+    @property
+    def has_room(self) -> bool:
+        """See call.Answerer."""
+        return self._outbox_bytes + self._promised_bytes <= OUTBOX_PAUSE_BYTES
+
+    def promise(self, size_bytes: int) -> None:
+        """See call.Answerer."""
+        self._promised_bytes += size_bytes
+        if self._parked:
+            self._serve_parked()
+
+    def park(self, call: Call) -> None:
+        """See call.Answerer."""
+        self._parked.append(call)
+
+    def _serve_parked(self) -> None:
+        while self._parked and self.has_room:
+            self._dispatcher.room(self._parked.popleft())
 
     def _send(self, data: bytes) -> None:
         self._outbox.append(data)
@@ -269,11 +305,15 @@ class Session:
                 continue
             data = b"".join(self._outbox)
             self._outbox = []
-            with trio.move_on_after(WRITE_STALL_SECONDS) as scope:
-                await self._stream.send_all(data)
-            if scope.cancelled_caught:
-                self._cut_off()
-                return
-            self._outbox_bytes -= len(data)
-            self._counters.bytes_out += len(data)
-            self._written.set()
+            for start in range(0, len(data), WRITE_BYTES):
+                piece = data[start : start + WRITE_BYTES]
+                with trio.move_on_after(WRITE_STALL_SECONDS) as scope:
+                    await self._stream.send_all(piece)
+                if scope.cancelled_caught:
+                    self._cut_off()
+                    return
+                self._outbox_bytes -= len(piece)
+                self._counters.bytes_out += len(piece)
+                self._written.set()
+                if self._parked:
+                    self._serve_parked()
