@@ -69,7 +69,7 @@ class Loader:
     def owner(self) -> tuple[str, str] | None:
         """See SqlStore.owner."""
         owner = sa.select(nodes.c.node, nodes.c.address).join_from(slots, nodes, slots.c.node == nodes.c.node)
-        text = self._compile(owner.limit(sa.literal_column("1")))
+        text = self._compile(owner.where(slots.c.slot == sa.literal_column("0")))
         with self._database.read() as reader:
             row = reader.execute(text, ()).fetchone()
         return None if row is None else (row[0], row[1])
