@@ -165,7 +165,8 @@ class Commit:
     """
 
     upsert_resources: list[ResourceRow] = dataclasses.field(default_factory=list)
-    """The log of a resource is created with it."""
+    """The log of a resource is created with it. A name belongs to one resource of its account, region and kind: CommitFailed for
+    another one, also in the commit that deletes the first."""
     delete_resources: list[ResourceRow] = dataclasses.field(default_factory=list)
     """Its log becomes garbage: nothing of it is ever loaded again, `sweep` removes its rows."""
     reservations: list[tuple[LogId, int]] = dataclasses.field(default_factory=list)
@@ -203,6 +204,8 @@ class LogRow:
     size_bytes: int
     delayed_messages: int
     """Those of segments due after the `now_ms` given to `load_log`."""
+    last_due_ms: int = 0
+    """When the last segment is due, or was; 0 if all were visible at once."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -109,7 +109,7 @@ class Loader:
                 raise KeyError(log_id)
             reserved, trimmed = row
             stored = reader.execute(statements.load_totals, (now_ms, log_id, trimmed)).fetchone()
-            messages, size_bytes, delayed = (int(total or 0) for total in stored)
+            messages, size_bytes, delayed, last_due_ms = (int(total or 0) for total in stored)
             deleted: dict[int, tuple[int, int]] = {}
             hidden: set[tuple[int, int]] = set()
             for first, count, deleted_bytes, stored_sum, mask, due_ms in reader.execute(
@@ -132,7 +132,7 @@ class Loader:
                     messages -= size[0] - deleted_count
                     size_bytes -= size[1] - deleted_bytes
                     delayed -= size[0] - deleted_count if due_ms > now_ms else 0
-        return LogRow(log_id, reserved, trimmed, messages, size_bytes, delayed)
+        return LogRow(log_id, reserved, trimmed, messages, size_bytes, delayed, last_due_ms)
 
     def load_deliveries(self, log_id: LogId, after: int, limit: int) -> list[DeliveryRow]:
         """See Store.load_deliveries."""

@@ -84,6 +84,10 @@ class MemoryDisk:
         self.logs: dict[LogId, _Log] = {}
 
 
+def _name(resource: ResourceRow) -> tuple[str, str, str, str]:
+    return resource.account, resource.region, resource.kind, resource.name
+
+
 class MemoryStore:
     """A store on a MemoryDisk. Thread-safe."""
 
@@ -172,7 +176,7 @@ class MemoryStore:
             log = self._living(log_id)
             if log is None:
                 raise KeyError(log_id)
-            messages = size_bytes = delayed = 0
+            messages = size_bytes = delayed = last_due_ms = 0
             for row in log.segments.values():
                 if row.first < log.trimmed or row.key in self._met:
                     continue
@@ -181,7 +185,8 @@ class MemoryStore:
                 messages += living
                 size_bytes += row.size_bytes - (state.deleted_bytes if state else 0)
                 delayed += living if row.due_ms > now_ms else 0
-            return LogRow(log_id, log.reserved, log.trimmed, messages, size_bytes, delayed)
+                last_due_ms = max(last_due_ms, row.due_ms)
+            return LogRow(log_id, log.reserved, log.trimmed, messages, size_bytes, delayed, last_due_ms)
 
     def load_deliveries(self, log_id: LogId, after: int, limit: int) -> list[DeliveryRow]:
         """See Store.load_deliveries."""
@@ -312,6 +317,14 @@ class MemoryStore:
 
     def _check(self, commit: Commit) -> None:
         """Refuses before anything is applied what a database would refuse half way."""
+        names = (
+            {_name(resource): resource.resource_id for resource in self._disk.resources.values()}
+            if commit.upsert_resources
+            else {}
+        )
+        for resource in commit.upsert_resources:
+            if names.setdefault(_name(resource), resource.resource_id) != resource.resource_id:
+                raise CommitFailed(f"there is a {resource.kind} {resource.name} already")
         new = set()
         for segment in (*commit.insert_segments, *commit.rewrites):
             if segment.payload is None:

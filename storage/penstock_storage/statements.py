@@ -281,6 +281,7 @@ def compile_statements(dialect: sa.Dialect) -> Statements:
             sa.select(
                 sa.func.sum(seg.count), sa.func.sum(seg.size_bytes),
                 sa.func.sum(sa.case((seg.due_ms > b("now_ms"), seg.count), else_=zero)),
+                sa.func.max(seg.due_ms),
             ).where(seg.log_id == b("log_id"), seg.first >= b("trimmed")),
             "now_ms", "log_id", "trimmed",
         ),

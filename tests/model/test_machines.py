@@ -278,6 +278,12 @@ class FifoMachine(QueueMachine):
         self.delay_ms = delay_ms
         self.bench = Bench(self.name, delay_ms=delay_ms)
 
+    @rule(delay_ms=st.sampled_from((0, 0, 1_000, 30_000)))
+    def change_delay(self, delay_ms: int) -> None:
+        """The delay of what is sent from now on; nothing overtakes what was sent before."""
+        self.bench.queue.settings = self.bench.settings = dataclasses.replace(self.bench.settings, delay_ms=delay_ms)
+        self.delay_ms = delay_ms
+
     @rule(entries=st.lists(st.tuples(st.sampled_from("ab"), st.integers(0, 30)), min_size=1, max_size=5), numbered=st.booleans())
     def send(self, entries: list[tuple[str, int]], numbered: bool) -> None:
         """Sends a batch; ids repeat now and then."""
@@ -287,7 +293,8 @@ class FifoMachine(QueueMachine):
         self._send(len(entries), numbered=numbered, groups=groups, deduplication_ids=ids)
         for number, message in self.memory.messages.items():
             if number not in before:
-                message.visible_ms = self.bench.now_ms + self.delay_ms if self.delay_ms else 0
+                message.visible_ms = self.bench.queue._open[-1].due_ms
+                assert message.visible_ms >= (self.bench.now_ms + self.delay_ms if self.delay_ms else 0)
 
     @rule(
         most=st.integers(1, 4),

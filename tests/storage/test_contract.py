@@ -88,6 +88,28 @@ def test_an_empty_commit_checks_the_fence(home: Home) -> None:
         home.store.commit(incarnation, Commit())
 
 
+def test_a_name_belongs_to_one_resource_of_its_account_region_and_kind(home: Home) -> None:
+    store, incarnation = home.store, with_queue(home.store)
+    mine, other = queue(7, 7), queue(8, 8, "q7")
+    with pytest.raises(CommitFailed):
+        store.commit(incarnation, Commit(upsert_resources=[other], insert_segments=[segment(7, 1)]))
+    with pytest.raises(CommitFailed):
+        store.commit(incarnation, Commit(upsert_resources=[queue(8, 8, "new"), queue(9, 9, "new")]))
+    with pytest.raises(CommitFailed):
+        store.commit(incarnation, Commit(upsert_resources=[other], delete_resources=[mine]))
+    assert store.load_resources() == [mine] and arrivals(store) == []
+    elsewhere = [
+        dataclasses.replace(queue(10 + place, 10 + place, "q7"), **{field: "another"})
+        for place, field in enumerate(("account", "region", "kind"))
+    ]
+    changed = dataclasses.replace(mine, version=2)
+    store.commit(incarnation, Commit(upsert_resources=[changed, *elsewhere]))
+    assert store.load_resources() == [changed, *elsewhere]
+    store.commit(incarnation, Commit(delete_resources=[changed]))
+    store.commit(incarnation, Commit(upsert_resources=[other]))
+    assert store.load_resources() == [other, *elsewhere]
+
+
 def test_an_upsert_replaces_and_a_delete_of_nothing_is_no_error(home: Home) -> None:
     store, incarnation = home.store, with_queue(home.store)
     changed = dataclasses.replace(queue(7, 7), attributes="{}", version=2)
@@ -298,6 +320,11 @@ def test_totals_count_what_is_stored_and_not_deleted_from_the_trim_point_on(home
     assert store.load_log(LOG, 500).delayed_messages == 2
     assert store.load_log(LOG, 899).delayed_messages == 2
     assert store.load_log(LOG, 900).delayed_messages == 0
+    assert store.load_log(LOG, 900).last_due_ms == 900
+    store.commit(incarnation, Commit(delete_segments=[rows[2].key, rows[3].key], delete_states=[(LOG, 20)]))
+    assert store.load_log(LOG, 900).last_due_ms == 0
+    store.commit(incarnation, Commit(delete_segments=[rows[1].key], delete_states=[(LOG, 10)]))
+    assert store.load_log(LOG, 900).last_due_ms == 0
 
 
 def test_what_is_before_the_trim_point_is_gone_for_every_load_and_swept_later(home: Home) -> None:

@@ -165,10 +165,12 @@ class Queue:
         self._unloaded_delayed = row.delayed_messages
         self._delayed: list[tuple[int, int, Segment]] = []
         self._delayed_messages = 0
-        self._last_due_ms = 0
+        self._last_due_ms = row.last_due_ms
         self._missing: dict[int, Segment] = {}
         # Due, but without content; on a FIFO queue also what became due behind them.
         self._owed: dict[int, Segment] = {}
+        # Due on a FIFO queue while older messages, which never had a delay, are in the store only.
+        self._behind: dict[int, Segment] = {}
         self._loading = False
         # Dead segments that a load may still bring: until their end is durable, and no load began before that.
         self._dying: set[int] = set()
@@ -332,12 +334,21 @@ class Queue:
         if known is not None:
             self.counters.deduplicated += 1
             return known
-        due_ms = 0
-        if settings.delay_ms:
-            due_ms = self._last_due_ms = max(now_ms + settings.delay_ms, self._last_due_ms)
-        sequence = self._append(body, values, due_ms, now_ms)
+        sequence = self._append(body, values, self._due_ms(now_ms), now_ms)
         self._deduplication.remember_key(key, sequence, now_ms)
         return sequence
+
+    def _due_ms(self, now_ms: int) -> int:
+        """When a message sent now without a delay of its own is due.
+
+        On a FIFO queue never before an older message that is still there, whatever the queue's delay was for that one: so
+        the order of due times, in which segments are stored and loaded, is the order of sends."""
+        due_ms = now_ms + self.settings.delay_ms if self.settings.delay_ms else 0
+        if self.fifo:
+            if not self.messages:
+                self._last_due_ms = 0
+            due_ms = self._last_due_ms = max(due_ms, self._last_due_ms)
+        return due_ms
 
     def _append(self, body: bytes, values: dict[str, Any], due_ms: int, now_ms: int) -> int:
         size = len(body)
@@ -383,8 +394,7 @@ class Queue:
         row.update(values)
         if sent_ms != now_ms:
             row["sent_ms"] = sent_ms
-        due_ms = now_ms + self.settings.delay_ms if self.settings.delay_ms else 0
-        self._append(columns.bodies[index], row, due_ms, now_ms)
+        self._append(columns.bodies[index], row, self._due_ms(now_ms), now_ms)
 
     # Receiving
 
@@ -698,6 +708,10 @@ class Queue:
 
     def _arrive(self, segment: Segment) -> bool:
         """Messages of a resident segment become visible for the first time."""
+        if self.fifo and segment.due_ms and (self._more or self._behind):
+            segment.arrived = False
+            self._behind[segment.first] = segment
+            return False
         if segment.columns is None or (self.fifo and self._owed):
             segment.arrived = False
             self._owed[segment.first] = segment
@@ -917,7 +931,7 @@ class Queue:
             want = LoadContent(keys[: limits.PAGE_SEGMENTS])
         elif self._more and self._ready.messages < self._low_water and self._has_content_room:
             want = LoadArrivals(self._cursor, 0, self._skips)
-        elif self._more_delayed and len(self._delayed) < limits.DELAYED_SEGMENTS // 2:
+        elif self._more_delayed and not (self.fifo and self._more) and len(self._delayed) < limits.DELAYED_SEGMENTS // 2:
             want = LoadArrivals(self._delayed_cursor, _FOREVER_MS, self._skips)
         self._loading = want is not None
         return want
@@ -979,6 +993,9 @@ class Queue:
             self._more_delayed = not complete or want.skips != self._skips
         else:
             self._more = not complete or want.skips != self._skips
+            if self._behind and not self._more:
+                behind, self._behind = self._behind, {}
+                woke = self._arrive_all(behind) or woke
         if woke or rows:
             self._sweep_ms = min(self._sweep_ms, now_ms)
         return woke
@@ -1008,9 +1025,14 @@ class Queue:
 
         (A segment of which messages had been received when the queue was loaded is not owed: its page brings it.)"""
         owed, self._owed = self._owed, {}
-        for segment in owed.values():
+        self._arrive_all(owed)
+
+    def _arrive_all(self, segments: dict[int, Segment]) -> bool:
+        woke = False
+        for segment in segments.values():
             if self.segments.get(segment.first) is segment and segment.live:
-                self._arrive(segment)
+                woke = self._arrive(segment) or woke
+        return woke
 
     @property
     def may_load(self) -> bool:
@@ -1068,6 +1090,7 @@ class Queue:
         self._delayed.clear()
         self._missing.clear()
         self._owed.clear()
+        self._behind.clear()
         self.messages = self.size_bytes = self.in_flight = 0
         self._delayed_messages = self._unloaded_delayed = 0
         self._more = self._more_delayed = False
