@@ -76,7 +76,7 @@ class Broker:
         self.budget = Budget(options.content_bytes)
         self.slots_owned = SLOTS
         self.background_ended = False
-        """Set once its background tasks have ended, before the last commit of a stop."""
+        """Set once its background tasks are to end, before the last commit of a stop."""
 
     def now_ms(self) -> int:
         """The broker's clock."""
@@ -272,8 +272,8 @@ async def running(store: Store, ports: Ports, options: BrokerOptions, sealing_ke
             try:
                 yield broker
             finally:
+                broker.background_ended = True
                 background.cancel_scope.cancel()
-        broker.background_ended = True
         with trio.move_on_after(5, shield=True):
             await broker.lane.wait_idle()
         lane_nursery.cancel_scope.cancel()
