@@ -67,7 +67,7 @@ def _run_kind(task: Task, kind: str, folder: Path, count: int, deadline: float, 
         rig.wait_for_load()
         done = 0
         while (not count or done < count) and time.monotonic() < deadline - RESERVE_SECONDS:
-            time.sleep(chance.choice((0.1, 1.0)) * chance.random())
+            time.sleep(0.1 + chance.choice((0.1, 1.0)) * chance.random())
             _cut(rig, drive)
             done += 1
             task.show(before + done)

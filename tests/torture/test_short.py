@@ -59,7 +59,7 @@ def test_nothing_is_lost_or_doubled_by_power_cuts_under_load(tmp_path: Path) -> 
 def test_a_store_that_does_not_wait_for_the_disk_is_found_out(tmp_path: Path) -> None:
     done = torture(tmp_path, "--only", "cuts", "--cuts", "2", "--plant", "weak-sync")
     assert done.returncode == 1, done.stdout + done.stderr
-    assert "ext4: q.lost" in done.stdout
+    assert "q.lost" in done.stdout
 
 
 def test_an_interrupted_torture_leaves_nothing_behind(tmp_path: Path) -> None:
