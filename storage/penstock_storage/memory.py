@@ -317,11 +317,9 @@ class MemoryStore:
 
     def _check(self, commit: Commit) -> None:
         """Refuses before anything is applied what a database would refuse half way."""
-        names = (
-            {_name(resource): resource.resource_id for resource in self._disk.resources.values()}
-            if commit.upsert_resources
-            else {}
-        )
+        names = {}
+        if commit.upsert_resources:
+            names = {_name(resource): resource.resource_id for resource in self._disk.resources.values()}
         for resource in commit.upsert_resources:
             if names.setdefault(_name(resource), resource.resource_id) != resource.resource_id:
                 raise CommitFailed(f"there is a {resource.kind} {resource.name} already")

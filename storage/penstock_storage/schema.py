@@ -2,7 +2,9 @@
 
 Plain on purpose: 64-bit integers, text and bytes; no foreign keys, no sequences, no triggers, so that the schema runs on
 SQLite, PostgreSQL and the distributed engines that speak like PostgreSQL. Every key that grows begins with the log or
-the slot, so that a distributed engine keeps one log's rows together. (A foreign key would also be no fence: its check
+the slot, so that a distributed engine keeps one log's rows together. The one exception are the names of resources, which are
+unique over all slots: an engine whose unique keys must begin with the slot keeps `resources`, which is small, whole on each
+of its nodes. (A foreign key would also be no fence: its check
 takes FOR KEY SHARE, which a take-over does not wait for.)
 
 The tables are made by migrations/, not from here; a test compares the two.
@@ -12,7 +14,7 @@ from __future__ import annotations
 
 import sqlalchemy as sa
 
-VERSION = "0001"
+VERSION = "0002"
 """The newest migration."""
 
 metadata = sa.MetaData()
@@ -68,6 +70,7 @@ resources = sa.Table(
     sa.Column("version", sa.BigInteger, nullable=False),
     sa.Column("created_ms", sa.BigInteger, nullable=False),
     sa.Column("modified_ms", sa.BigInteger, nullable=False),
+    sa.Index("resources_by_name", "account", "region", "kind", "name", unique=True),
 )
 
 logs = sa.Table(

@@ -35,8 +35,8 @@ class Home:
         self.store.close()
 
 
-def queue(resource_id: int, log_id: int, name: str = "q") -> ResourceRow:
-    return ResourceRow(resource_id, "acc", "eu", "queue", name, LogId(log_id), '{"a": "é"}', 1, 10, 20)
+def queue(resource_id: int, log_id: int, name: str = "") -> ResourceRow:
+    return ResourceRow(resource_id, "acc", "eu", "queue", name or f"q{resource_id}", LogId(log_id), '{"a": "é"}', 1, 10, 20)
 
 
 def segment(log_id: int, first: int, count: int = 1, due_ms: int = 0, payload: bytes = b"payload") -> SegmentRow:

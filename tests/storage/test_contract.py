@@ -99,8 +99,9 @@ def test_a_name_belongs_to_one_resource_of_its_account_region_and_kind(home: Hom
         store.commit(incarnation, Commit(upsert_resources=[other], delete_resources=[mine]))
     assert store.load_resources() == [mine] and arrivals(store) == []
     elsewhere = [
-        dataclasses.replace(queue(10 + place, 10 + place, "q7"), **{field: "another"})
-        for place, field in enumerate(("account", "region", "kind"))
+        dataclasses.replace(queue(10, 10, "q7"), account="another"),
+        dataclasses.replace(queue(11, 11, "q7"), region="another"),
+        dataclasses.replace(queue(12, 12, "q7"), kind="another"),
     ]
     changed = dataclasses.replace(mine, version=2)
     store.commit(incarnation, Commit(upsert_resources=[changed, *elsewhere]))
