@@ -22,6 +22,9 @@ class Answerer(Protocol):
     def has_room(self) -> bool:
         """Whether messages may be taken for it: what it has to write, and will have once commits are durable, is bounded."""
 
+    async def wait_room(self) -> None:
+        """Returns once there is room, or the connection is gone. A cancellation changes nothing."""
+
     def promise(self, size_bytes: int) -> None:
         """So much will have to be written after a commit (negative: that promise was kept, or came to nothing)."""
 

@@ -85,6 +85,7 @@ class Lane:
     ) -> None:
         self._store = store
         self._ports = ports
+        self._in_thread = ports.in_commit_thread or ports.in_thread
         self._counters = counters
         self._node = node
         self._address = address
@@ -169,7 +170,7 @@ class Lane:
     async def acquire(self) -> None:
         """Takes the slots under a new incarnation. StoreError when the store cannot be reached."""
         self.incarnation = None
-        self.incarnation = await self._ports.in_thread(self._store.acquire, self._node, self._address, self._ports.now_ms())
+        self.incarnation = await self._in_thread(self._store.acquire, self._node, self._address, self._ports.now_ms())
 
     async def wait_idle(self) -> None:
         """Returns once nothing waits and nothing runs."""
@@ -214,7 +215,7 @@ class Lane:
         if not commit.is_empty():
             started = trio.current_time()
             try:
-                await self._ports.in_thread(self._store.commit, incarnation, commit)
+                await self._in_thread(self._store.commit, incarnation, commit)
             except StoreError as error:
                 self._fail(batch, error)
                 if isinstance(error, Fenced):

@@ -12,15 +12,20 @@ import trio
 
 T = TypeVar("T")
 
+LOAD_THREADS = 8
+"""Store calls at a time besides the lane's: what loads a lot must not take all connections of the store."""
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Ports:
     """`now_ms`: wall-clock milliseconds that never run backwards within one life. `random_bytes(n)`: unguessable bytes.
-    `in_thread(function, *arguments)`: runs a blocking call elsewhere; it is never abandoned, so it may not be cancelled."""
+    `in_thread(function, *arguments)`: runs a blocking call elsewhere; it is never abandoned, so it may not be cancelled.
+    `in_commit_thread`: likewise for the commit lane, which never waits for a thread; None: the same."""
 
     now_ms: Callable[[], int]
     random_bytes: Callable[[int], bytes]
     in_thread: Callable[..., Awaitable[Any]]
+    in_commit_thread: Callable[..., Awaitable[Any]] | None = None
 
 
 def steady_wall_clock() -> Callable[[], int]:
@@ -34,13 +39,17 @@ def steady_wall_clock() -> Callable[[], int]:
     return now_ms
 
 
-async def in_thread(function: Callable[..., T], *arguments: Any) -> T:
-    """Runs it in a worker thread and waits until it ends, whatever is cancelled meanwhile."""
-    with trio.CancelScope(shield=True):
-        result = await trio.to_thread.run_sync(function, *arguments, abandon_on_cancel=False)
-    return result  # noqa: RET504 - a scope might swallow, says the type checker
+def _in_thread(limiter: trio.CapacityLimiter) -> Callable[..., Awaitable[Any]]:
+    async def in_thread(function: Callable[..., T], *arguments: Any) -> T:
+        """Runs it in a worker thread and waits until it ends, whatever is cancelled meanwhile."""
+        with trio.CancelScope(shield=True):
+            result = await trio.to_thread.run_sync(function, *arguments, abandon_on_cancel=False, limiter=limiter)
+        return result  # noqa: RET504 - a scope might swallow, says the type checker
+
+    return in_thread
 
 
 def real_ports() -> Ports:
     """The ports of a broker in production."""
-    return Ports(steady_wall_clock(), secrets.token_bytes, in_thread)
+    loads, commits = trio.CapacityLimiter(LOAD_THREADS), trio.CapacityLimiter(1)
+    return Ports(steady_wall_clock(), secrets.token_bytes, _in_thread(loads), _in_thread(commits))

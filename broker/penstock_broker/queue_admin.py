@@ -6,6 +6,7 @@ import dataclasses
 import struct
 from collections.abc import Callable
 
+import trio
 from penstock_protocol import queue_messages as messages
 from penstock_protocol.errors import (
     InvalidAttribute,
@@ -22,14 +23,38 @@ from penstock_storage.interface import Commit, CommitUnknown, LoadedSegment, Log
 from penstock_broker.call import Call, NotReady
 from penstock_broker.catalog import Place, QueueRecord
 from penstock_broker.ports import Ports
-from penstock_broker.queue_service import QueueService, messages_id
+from penstock_broker.queue_service import QueueService, messages_id, reply_bytes
 from penstock_broker.queues import limits, settings
-from penstock_broker.queues.segment import Columns, mask_of
+from penstock_broker.queues.segment import Columns, Run, attributes_bytes, indexes_of, mask_of
 from penstock_broker.runtime import Runtime
 
 _CURSOR = struct.Struct(">QQH")
 _STATES = ("any", "visible", "in_flight", "delayed")
 PEEK_LIMIT = 1_000
+PEEK_BYTES = 4 * 1024 * 1024
+"""A peek ends before the message that brings its content beyond this (or beyond a frame)."""
+PEEK_PAGE_BYTES = 512 * 1024
+PEEK_PAGES = 8
+"""A peek reads so much of the queue, then tells where to go on, whether it has found enough or not."""
+PEEKS = 2
+"""Peeks that read at a time; the others wait."""
+
+
+@dataclasses.dataclass(slots=True)
+class _Found:
+    """What a peek has found so far."""
+
+    most: int
+    most_bytes: int
+    messages: list[messages.PeekedMessage] = dataclasses.field(default_factory=list)
+    size_bytes: int = 0
+    is_enough: bool = False
+
+    def takes(self, size_bytes: int) -> bool:
+        """Whether one more message fits; if not, this is the end."""
+        self.size_bytes += size_bytes
+        self.is_enough = len(self.messages) >= self.most or (self.size_bytes > self.most_bytes and bool(self.messages))
+        return not self.is_enough
 
 
 class QueueAdmin:
@@ -43,6 +68,7 @@ class QueueAdmin:
         self._start = start
         self._ids: list[int] = []
         self._versions = 0
+        self._peeks = trio.CapacityLimiter(PEEKS)
         self._pending: dict[int, QueueRecord] = {}
         """By resource id: the newest record that waits for its commit. What changes next builds on it."""
 
@@ -278,67 +304,72 @@ class QueueAdmin:
         self._start(self._peek, call, runtime, request)
 
     async def _peek(self, call: Call, runtime: Runtime, request: messages.PeekMessages) -> None:
-        due_ms, first, start = _CURSOR.unpack(request.after) if request.after else (0, 0, 0)
-        position = (min(due_ms, 2**62), min(first, 2**62) - 1)
-        found: list[messages.PeekedMessage] = []
-        last: tuple[int, int, int] | None = None
-        while len(found) < request.limit:
-            try:
-                page = await self._ports.in_thread(
-                    self._store.load_arrivals, runtime.queue.log_id, position, 2**62, 200, limits.PAGE_BYTES
-                )
-            except StoreError:
-                call.fail(StoreFailed())
-                return
-            if not page:
-                last = None
-                break
-            for loaded in page:
-                last = self._peek_segment(runtime, loaded, request, start, found)
-                start = 0
-                if last is not None:
+        async with self._peeks:
+            await call.session.wait_room()
+            due_ms, first, start = _CURSOR.unpack(request.after) if request.after else (0, 0, 0)
+            goes_on: tuple[int, int, int] | None = (min(due_ms, 2**62), min(first, 2**62), start)
+            found = _Found(request.limit, min(PEEK_BYTES, reply_bytes(call)))
+            for _ in range(PEEK_PAGES):
+                if goes_on is None or found.is_enough or call.answered:
                     break
-                position = (loaded.segment.due_ms, loaded.segment.first)
-                last = (*position[:1], position[1] + 1, 0)
-            if len(found) >= request.limit:
-                break
-        call.reply(messages.PeekReply(found, _CURSOR.pack(*last) if last is not None else b""))
+                due_ms, first, start = goes_on
+                try:
+                    page = await self._ports.in_thread(
+                        self._store.load_arrivals, runtime.queue.log_id, (due_ms, first - 1), 2**62, 200, PEEK_PAGE_BYTES
+                    )
+                except StoreError:
+                    call.fail(StoreFailed())
+                    return
+                goes_on = self._peek_page(runtime, page, request.state, start, found)
+        call.reply(messages.PeekReply(found.messages, _CURSOR.pack(*goes_on) if goes_on is not None else b""))
+
+    def _peek_page(
+        self, runtime: Runtime, page: list[LoadedSegment], state: str, start: int, found: _Found
+    ) -> tuple[int, int, int] | None:
+        """Adds a page's messages, of the first segment those from `start`; returns where to go on. None: nowhere."""
+        taken: dict[int, dict[int, Run]] = {loaded.segment.first: {} for loaded in page}
+        for delivery in runtime.queue.deliveries.values():
+            for first, runs in delivery.runs.items():
+                if first in taken:
+                    for run in runs:
+                        taken[first].update(dict.fromkeys(indexes_of(run.mask), run))
+        goes_on = None
+        for loaded in page:
+            row = loaded.segment
+            stopped = self._peek_segment(runtime, loaded, state, start, taken[row.first], found)
+            if stopped is not None:
+                return row.due_ms, row.first, stopped
+            start = 0
+            goes_on = (row.due_ms, row.first + 1, 0)
+        return goes_on
 
     def _peek_segment(
-        self,
-        runtime: Runtime,
-        loaded: LoadedSegment,
-        request: messages.PeekMessages,
-        start: int,
-        found: list[messages.PeekedMessage],
-    ) -> tuple[int, int, int] | None:
-        """Adds a segment's messages; returns where to go on when the page is full."""
+        self, runtime: Runtime, loaded: LoadedSegment, state: str, start: int, taken: dict[int, Run], found: _Found
+    ) -> int | None:
+        """Adds a segment's messages; returns the index to go on with when enough was found."""
         row = loaded.segment
         assert row.payload is not None
         columns = Columns.unpack(row.payload)
         deleted = mask_of(loaded.state.deleted) if loaded.state is not None else 0
         now_ms = self._ports.now_ms()
-        taken = runtime.queue.taken_of(row.first)
         for index in range(start, row.count):
             if deleted >> index & 1:
                 continue
-            received, visible_ms = 0, row.due_ms
-            for run in taken:
-                if run.mask >> index & 1:
-                    received, visible_ms = run.received, run.visible_ms
-            state = "visible"
+            run = taken.get(index)
+            received, visible_ms = (0, row.due_ms) if run is None else (run.received, run.visible_ms)
+            now = "visible"
             if visible_ms > now_ms:
-                state = "in_flight" if received else "delayed"
-            if request.state not in ("any", state):
+                now = "in_flight" if received else "delayed"
+            if state not in ("any", now):
                 continue
-            if len(found) >= request.limit:
-                return row.due_ms, row.first, index
             values = columns.row(index)
-            found.append(
+            if not found.takes(len(columns.bodies[index]) + attributes_bytes(values.get("attributes") or [])):
+                return index
+            found.messages.append(
                 messages.PeekedMessage(
                     row.first + index,
                     values.get("origins") or messages_id(runtime.queue.log_id, row.first + index),
-                    state,
+                    now,
                     values.get("sent_ms", row.sent_ms),
                     visible_ms,
                     received,

@@ -306,7 +306,7 @@ class QueueService:
             call,
             runtime,
             _fitting(request.max_messages, call),
-            min(request.max_bytes, _reply_bytes(call)),
+            min(request.max_bytes, reply_bytes(call)),
             request.visibility_timeout_ms,
             request.attempt_id,
             self._ports.now_ms() + wait_ms,
@@ -520,7 +520,7 @@ class QueueService:
             call,
             runtime,
             _fitting(PUSH_MESSAGES, call),
-            min(PUSH_BYTES, _reply_bytes(call)),
+            min(PUSH_BYTES, reply_bytes(call)),
             visibility_ms,
             "",
             2**62,
@@ -659,7 +659,7 @@ class QueueService:
             self.tick()
 
 
-def _reply_bytes(call: Call) -> int:
+def reply_bytes(call: Call) -> int:
     """How much content an answer may have: the frame's limit, less an eighth for all else that it says."""
     return call.session.max_frame_bytes * 7 // 8
 

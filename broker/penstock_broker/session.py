@@ -96,6 +96,7 @@ class Session:
         self._hello: Hello | None = None
         self._challenge = b""
         self._closing = False
+        self._gone = False
         self._scope = trio.CancelScope()
 
     async def run(self) -> None:
@@ -120,6 +121,8 @@ class Session:
                 self._dispatcher.gone(call)
             self._calls.clear()
             self._dispatcher.ended(self)
+            self._gone = True
+            self._written.set()
             with trio.move_on_after(1, shield=True):
                 await trio.aclose_forcefully(self._stream)
 
@@ -163,9 +166,13 @@ class Session:
     async def _wait_room(self) -> None:
         """Back pressure: returns when another request may be read."""
         while self._is_busy or self._outbox_bytes > OUTBOX_PAUSE_BYTES:
-            self._written = trio.Event()
-            await self._written.wait()
+            await self._next_write()
         await self._dispatcher.wait_room()
+
+    async def _next_write(self) -> None:
+        if self._written.is_set():
+            self._written = trio.Event()
+        await self._written.wait()
 
     @property
     def _is_busy(self) -> bool:
@@ -268,11 +275,18 @@ class Session:
         """See call.Answerer."""
         return self._outbox_bytes + self._promised_bytes <= OUTBOX_PAUSE_BYTES
 
+    async def wait_room(self) -> None:
+        """See call.Answerer."""
+        while not (self.has_room or self._gone):
+            await self._next_write()
+
     def promise(self, size_bytes: int) -> None:
         """See call.Answerer."""
         self._promised_bytes += size_bytes
-        if self._parked:
-            self._serve_parked()
+        if size_bytes < 0:
+            self._written.set()
+            if self._parked:
+                self._serve_parked()
 
     def park(self, call: Call) -> None:
         """See call.Answerer."""
