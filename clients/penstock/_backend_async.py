@@ -47,8 +47,9 @@ class Event:
         return self._event.is_set()
 
     async def wait(self) -> None:
-        """Returns once it is set."""
-        await self._event.wait()
+        """Returns once it is set; if it is, at once: whoever waits for many events gives way to others no more than once."""
+        if not self._event.is_set():
+            await self._event.wait()
 
     async def wait_for(self, seconds: float) -> bool:
         """Waits at most that long; whether it is set."""
@@ -78,6 +79,9 @@ class Stream:
         """Closes at once; wakes a task that receives."""
         with contextlib.suppress(OSError):
             await anyio.aclose_forcefully(self._stream)
+
+    def leave(self) -> None:
+        """In a child process: it belongs to the event loop, and that to the parent."""
 
 
 async def connect(host: str, port: int, tls: ssl.SSLContext | None, seconds: float) -> Stream:

@@ -66,6 +66,11 @@ class Stream:
         with contextlib.suppress(OSError):
             self._socket.close()
 
+    def leave(self) -> None:
+        """Lets go of it in a child process: the parent goes on with it, so nothing is sent and nothing shut down."""
+        with contextlib.suppress(OSError):
+            self._socket.close()
+
 
 class TLSStream(Stream):
     """A byte stream over TLS. OpenSSL allows one thread at a time in a connection, and a thread that waits in its read would
@@ -183,4 +188,4 @@ def shielded(seconds: float) -> Any:
 
 
 STARTS_IN_BLOCK = False
-"""A Client starts its threads at its first use."""
+"""A Client starts its threads at its first request: one that was made before a fork has none to lose."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 import sys
@@ -84,7 +85,18 @@ def test_threads_keep_going_through_lost_connections_without_second_messages(bro
 
 def test_two_threads_get_the_same_queue(broker: FakeBroker) -> None:
     with Client(broker.url) as client, ThreadPoolExecutor(8) as pool:
-        assert len({id(one) for one in pool.map(client.queue, ["jobs"] * 100)}) == 1
+        queues = list(pool.map(client.queue, ["jobs"] * 100))
+        assert all(queue is queues[0] for queue in queues)
+
+
+def test_a_client_forgets_queues_that_nobody_uses(broker: FakeBroker) -> None:
+    with Client(broker.url) as client:
+        kept = client.queue("jobs")
+        for number in range(1_000):
+            client.queue(f"reply-{number}")
+        gc.collect()
+        assert list(client._queues) == ["jobs"]
+        assert client.queue("jobs") is kept
 
 
 def test_a_consumer_iterates_and_is_cancelled_by_leaving_the_block(broker: FakeBroker) -> None:

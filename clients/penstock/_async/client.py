@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ssl
+import weakref
 from collections.abc import AsyncIterator, Mapping
 from datetime import UTC, datetime
 from types import TracebackType
@@ -12,6 +13,7 @@ from penstock_protocol import queue_messages as wire
 from penstock_protocol import session_messages as session
 
 from penstock import _backend_async as backend
+from penstock import forks
 from penstock._async.batching import Sequences
 from penstock._async.link import AsyncLink
 from penstock._async.queue import AsyncQueue
@@ -49,19 +51,16 @@ class AsyncClient:
         connect_timeout: float = 5.0,
         request_timeout: float = 30.0,
     ) -> None:
-        self._mutex = backend.Mutex()
         options = make_options(url, key_id, secret, tls, account, region, connect_timeout, request_timeout)
-        self.link = AsyncLink(options, self._mutex)
+        self.link = AsyncLink(options)
         self.sequences = Sequences()
-        self._tasks = backend.Tasks()
-        self._queues: dict[str, AsyncQueue] = {}
-        if not backend.STARTS_IN_BLOCK:
-            self._start()
+        self._queues: weakref.WeakValueDictionary[str, AsyncQueue] = weakref.WeakValueDictionary()
+        forks.watch(self)
 
     async def __aenter__(self) -> AsyncClient:
         if backend.STARTS_IN_BLOCK:
-            await self._tasks.__aenter__()
-            self._start()
+            await self.link.tasks.__aenter__()
+            self.link.start()
         return self
 
     async def __aexit__(
@@ -69,22 +68,30 @@ class AsyncClient:
     ) -> bool | None:
         await self.aclose()
         if backend.STARTS_IN_BLOCK:
-            self._tasks.cancel()
-        return await self._tasks.__aexit__(kind, error, trace)
-
-    def _start(self) -> None:
-        self.link.is_started = True
-        self._tasks.spawn(self.link.run, self._tasks)
+            self.link.tasks.cancel()
+        return await self.link.tasks.__aexit__(kind, error, trace)
 
     async def aclose(self) -> None:
         """Closes the connection; requests without an answer get ClientClosed."""
         await self.link.aclose()
 
+    def forked(self) -> None:
+        """This is a child process now; called by itself. The blocking client begins anew: queues can be used as before, messages
+        that the parent has received be deleted here. What the parent's threads were sending is theirs to send."""
+        left = self.link
+        was_closed = left.is_closed
+        left.leave()
+        if not (was_closed or backend.STARTS_IN_BLOCK):
+            self.link = AsyncLink(left.options)
+            self.sequences = Sequences()
+            for queue in self._queues.values():
+                queue.attach()
+
     # Queues
 
     def queue(self, name: str) -> AsyncQueue:
         """A queue by its name, whether it exists or not: nobody is asked."""
-        with self._mutex:
+        with self.link.mutex:
             queue = self._queues.get(name)
             if queue is None:
                 queue = self._queues[name] = AsyncQueue(self, name)

@@ -13,6 +13,7 @@ from penstock import _backend_async as backend
 from penstock._async.link import Request, operation_of
 from penstock.buffers import Buffer
 from penstock.errors import ClientClosed, ConnectionLost, NotConnected, PenstockError, fresh
+from penstock.forks import FORKED
 from penstock.types import size_bytes
 
 if TYPE_CHECKING:
@@ -86,6 +87,8 @@ class AsyncConsumer:
         deadline = None if seconds is None else backend.monotonic() + seconds
         while True:
             with self._link.mutex:
+                if self._link.is_left:
+                    raise ClientClosed(FORKED)
                 if self._request is None and not self._closed and self._error is None:
                     self._open()
                 message = self._take_out()

@@ -68,8 +68,13 @@ class AsyncQueue:
 
     def __init__(self, client: AsyncClient, name: str) -> None:
         self._client = client
-        self._link = client.link
         self.name = name
+        self.attach()
+
+    def attach(self) -> None:
+        """Takes up the client's connection; again when that began anew, in a child process."""
+        client, name = self._client, self.name
+        self._link = client.link
         self._sender = AsyncSender(client.link, name, client.sequences)
         self._deletes = AsyncSettler(client.link, lambda receipts, _: wire.DeleteMessages(name, receipts), releases=False)
         self._changes = AsyncSettler(

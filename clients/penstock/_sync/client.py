@@ -4,12 +4,14 @@
 from __future__ import annotations
 
 import ssl
+import weakref
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any, Unpack, cast
 
 from penstock import _backend_threads as backend
+from penstock import forks
 from penstock._sync.batching import Sequences
 from penstock._sync.link import Link
 from penstock._sync.queue import Queue
@@ -49,40 +51,45 @@ class Client:
         connect_timeout: float = 5.0,
         request_timeout: float = 30.0,
     ) -> None:
-        self._mutex = backend.Mutex()
         options = make_options(url, key_id, secret, tls, account, region, connect_timeout, request_timeout)
-        self.link = Link(options, self._mutex)
+        self.link = Link(options)
         self.sequences = Sequences()
-        self._tasks = backend.Tasks()
-        self._queues: dict[str, Queue] = {}
-        if not backend.STARTS_IN_BLOCK:
-            self._start()
+        self._queues: weakref.WeakValueDictionary[str, Queue] = weakref.WeakValueDictionary()
+        forks.watch(self)
 
     def __enter__(self) -> Client:
         if backend.STARTS_IN_BLOCK:
-            self._tasks.__enter__()
-            self._start()
+            self.link.tasks.__enter__()
+            self.link.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> bool | None:
         self.close()
         if backend.STARTS_IN_BLOCK:
-            self._tasks.cancel()
-        return self._tasks.__exit__(kind, error, trace)
-
-    def _start(self) -> None:
-        self.link.is_started = True
-        self._tasks.spawn(self.link.run, self._tasks)
+            self.link.tasks.cancel()
+        return self.link.tasks.__exit__(kind, error, trace)
 
     def close(self) -> None:
         """Closes the connection; requests without an answer get ClientClosed."""
         self.link.close()
 
+    def forked(self) -> None:
+        """This is a child process now; called by itself. The blocking client begins anew: queues can be used as before, messages
+        that the parent has received be deleted here. What the parent's threads were sending is theirs to send."""
+        left = self.link
+        was_closed = left.is_closed
+        left.leave()
+        if not (was_closed or backend.STARTS_IN_BLOCK):
+            self.link = Link(left.options)
+            self.sequences = Sequences()
+            for queue in self._queues.values():
+                queue.attach()
+
     # Queues
 
     def queue(self, name: str) -> Queue:
         """A queue by its name, whether it exists or not: nobody is asked."""
-        with self._mutex:
+        with self.link.mutex:
             queue = self._queues.get(name)
             if queue is None:
                 queue = self._queues[name] = Queue(self, name)

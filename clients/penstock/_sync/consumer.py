@@ -17,6 +17,7 @@ from penstock.errors import (
     PenstockError,
     fresh,
 )
+from penstock.forks import FORKED
 from penstock.types import size_bytes
 from penstock_protocol import codec
 from penstock_protocol import queue_messages as wire
@@ -92,6 +93,8 @@ class Consumer:
         deadline = None if seconds is None else backend.monotonic() + seconds
         while True:
             with self._link.mutex:
+                if self._link.is_left:
+                    raise ClientClosed(FORKED)
                 if self._request is None and not self._closed and self._error is None:
                     self._open()
                 message = self._take_out()

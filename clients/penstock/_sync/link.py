@@ -38,6 +38,7 @@ from penstock.errors import (
     VersionNotSupported,
     fresh,
 )
+from penstock.forks import FORKED
 from penstock.options import Options
 from penstock.types import ReceiptHandle, receipts_of, receipts_of_delivery
 from penstock_protocol import codec
@@ -111,9 +112,10 @@ def operation_of(message: codec.Message, name: str | None = None) -> Operation:
 class Link:
     """See the module. `run` is its task."""
 
-    def __init__(self, options: Options, mutex: backend.Mutex) -> None:
+    def __init__(self, options: Options) -> None:
         self.options = options
-        self.mutex = mutex
+        self.mutex = backend.Mutex()
+        self.tasks = backend.Tasks()
         self.producer = os.urandom(16)
         self.max_frame_bytes = UNKNOWN_FRAME_BYTES
         self.is_started = False
@@ -141,6 +143,28 @@ class Link:
         self._hello_until = math.inf
         self._ping: Request | None = None
         self._closed = backend.Event()
+        self.is_left = False
+
+    def start(self) -> None:
+        """Begins to connect."""
+        self.is_started = True
+        self._started = backend.monotonic()
+        self.tasks.spawn(self.run)
+
+    def leave(self) -> None:
+        """This is a child process now, and everything here the parent's: nothing is sent, locked or waited for any more."""
+        self.mutex = backend.Mutex()
+        self.is_left = True
+        self._closed = backend.Event()
+        self._closed.set()
+        self._connection = None
+        self._outstanding, self._later, self._actions = {}, [], []
+        self._waiting.clear()
+        self._waiting_long.clear()
+        self._releasing = 0
+        stream, self._stream = self._stream, None
+        if stream is not None:
+            stream.leave()
 
     @property
     def is_closed(self) -> bool:
@@ -158,8 +182,10 @@ class Link:
         """Sends a request as soon as there is a connection with room for it."""
         error: PenstockError | None = None
         with self.mutex:
+            if not self.is_started and not backend.STARTS_IN_BLOCK and not self._closed.is_set():
+                self.start()
             if self._closed.is_set():
-                error = ClientClosed()
+                error = ClientClosed(FORKED if self.is_left else "")
             elif not self.is_started:
                 error = ClientClosed("the client is not open yet: use it inside its `with` block")
             else:
@@ -321,11 +347,10 @@ class Link:
 
     # The connection
 
-    def run(self, tasks: backend.Tasks) -> None:
+    def run(self) -> None:
         """Connects, reads, connects again, until closed."""
         options = self.options
-        self._started = backend.monotonic()
-        tasks.spawn(self._keep_time)
+        self.tasks.spawn(self._keep_time)
         pause = options.first_pause
         place = 0
         while not self._closed.is_set():
@@ -341,7 +366,7 @@ class Link:
                     self._hello_until = backend.monotonic() + options.connect_timeout
                     self._expect(self._hello_until)
                 if not self._closed.is_set():
-                    self._use(stream, say_hello(stream, options, self.producer), tasks)
+                    self._use(stream, say_hello(stream, options, self.producer))
             except (*backend.ConnectionError_, TimeoutError) as error:
                 self._last_problem = f"{host}:{port}: {self._gave_up or error or type(error).__name__}"
             except PenstockError as error:
@@ -358,7 +383,7 @@ class Link:
             self._closed.wait_for(pause * (0.5 + random.random()))
             pause = min(pause * 2, options.longest_pause)
 
-    def _use(self, stream: backend.Stream, welcome: Welcome, tasks: backend.Tasks) -> None:
+    def _use(self, stream: backend.Stream, welcome: Welcome) -> None:
         """Reads until the connection breaks or ends."""
         connection = welcome.connection
         with self.mutex:
@@ -376,7 +401,7 @@ class Link:
             refused = self._post_waiting()
         for request, problem in refused:
             request.on_done(None, problem)
-        tasks.spawn(self._write, stream, outbox)
+        self.tasks.spawn(self._write, stream, outbox)
         for answer in welcome.early:
             self._take(answer)
         while True:

@@ -68,8 +68,13 @@ class Queue:
 
     def __init__(self, client: Client, name: str) -> None:
         self._client = client
-        self._link = client.link
         self.name = name
+        self.attach()
+
+    def attach(self) -> None:
+        """Takes up the client's connection; again when that began anew, in a child process."""
+        client, name = self._client, self.name
+        self._link = client.link
         self._sender = Sender(client.link, name, client.sequences)
         self._deletes = Settler(client.link, lambda receipts, _: wire.DeleteMessages(name, receipts), releases=False)
         self._changes = Settler(
