@@ -77,3 +77,38 @@ def test_what_is_due_waits_for_older_messages_that_are_in_the_store_only(monkeyp
         bench.delete(*receipts_of(delivery))
         bench.commit()
     assert got == [b"%d" % number for number in range(9)]
+
+
+def test_a_group_behind_much_content_of_a_locked_group_is_served(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "CONTENT_BYTES", 2_000)
+    bench = _bench(0)
+    for number in range(40):
+        bench.send(b"%04d" % number + b"x" * 200, groups=["hot"])
+        bench.commit()
+    bench.send(b"other", groups=["other"])
+    bench.commit()
+    (first,) = bench.receive(1)
+    assert bodies_of(bench.receive(1)) == [b"other"]
+    assert bench.queue.content_bytes < 2 * limits.CONTENT_BYTES
+    # Nothing of the locked group was lost or moved by that.
+    bench.delete(*receipts_of(first))
+    got = []
+    for _ in range(39):
+        (delivery,) = bench.receive(1)
+        got += delivery.bodies
+        bench.delete(*receipts_of(delivery))
+        bench.commit()
+    assert [int(body[:4]) for body in got] == list(range(1, 40))
+
+
+def test_a_receive_without_anything_to_serve_looks_no_further_than_the_window(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "FIFO_WINDOW_MESSAGES", 20)
+    bench = _bench(0)
+    for number in range(40):
+        bench.send(b"%d" % number, groups=["hot"])
+        bench.commit()
+    bench.send(b"other", groups=["other"])
+    bench.commit()
+    bench.receive(1)
+    assert bench.receive(1) == []
+    assert not bench.queue.may_load

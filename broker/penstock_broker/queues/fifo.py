@@ -83,6 +83,11 @@ class FifoReady:
         self._groups: dict[str, Group] = {}
         self._turn: deque[Group] = deque()
 
+    @property
+    def can_serve(self) -> bool:
+        """Whether a take would find anything: not everything that waits is locked."""
+        return bool(self._turn)
+
     def arrive(self, segment: Segment, mask: int) -> None:
         """Messages became visible for the first time; their content is in memory."""
         assert segment.columns is not None and segment.columns.groups is not None

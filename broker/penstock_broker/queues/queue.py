@@ -930,6 +930,9 @@ class Queue:
             keys = [segment.key(self.log_id) for segment in self._missing.values()]
             want = LoadContent(keys[: limits.PAGE_SEGMENTS])
         elif self._more and self._ready.messages < self._low_water and self._has_content_room:
+            if self.fifo and self.content_bytes >= limits.CONTENT_BYTES:
+                # All that waits is locked: its content makes room for groups that can be served.
+                self.shed()
             want = LoadArrivals(self._cursor, 0, self._skips)
         elif self._more_delayed and not (self.fifo and self._more) and len(self._delayed) < limits.DELAYED_SEGMENTS // 2:
             want = LoadArrivals(self._delayed_cursor, _FOREVER_MS, self._skips)
@@ -938,9 +941,9 @@ class Queue:
 
     @property
     def _has_content_room(self) -> bool:
-        # What is in memory may be content that is not served now (delayed, or in flight): with nothing ready a page is
-        # needed whatever it costs.
-        return self.content_bytes < limits.CONTENT_BYTES or not self._ready.messages
+        # What is in memory may be content that is not served now (delayed, in flight, or of a locked group): with nothing
+        # ready a page is needed whatever it costs.
+        return self.content_bytes < limits.CONTENT_BYTES or not self._ready.can_serve
 
     def _segment_of(self, loaded: LoadedSegment) -> Segment:
         row, state = loaded.segment, loaded.state
@@ -1037,7 +1040,8 @@ class Queue:
     @property
     def may_load(self) -> bool:
         """Whether a load is under way, or needed before it is certain that nothing can be received now."""
-        return self._loading or bool(self._missing) or (self._more and not self._ready.messages)
+        beyond = self._more and self._ready.messages < self._low_water and not self._ready.can_serve
+        return self._loading or bool(self._missing) or beyond
 
     def load_failed(self) -> None:
         """The load raised: it may be asked for again."""

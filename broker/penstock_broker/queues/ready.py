@@ -93,6 +93,11 @@ class StandardReady:
         self._turn: deque[Tenant] = deque()
         self._total = Tenant(None)
 
+    @property
+    def can_serve(self) -> bool:
+        """Whether a take would find anything."""
+        return bool(self._turn)
+
     def arrive(self, segment: Segment, mask: int) -> None:
         """Messages became visible for the first time; their content is in memory if they have groups."""
         groups = segment.columns.groups if segment.columns is not None else None
