@@ -12,10 +12,11 @@ from typing import Final
 
 from tests.torture import disk
 from tests.torture.rig import Rig, check_file, figures, missing_marks, running_rig, shown
-from tests.torture.stage import Task, Verdict
+from tests.torture.stage import Failure, Task, Verdict
 
 CLIENTS: Final = 2
 PACE_SECONDS: Final = 0.03
+STANDSTILL_SECONDS: Final = 10.0
 LONG_RUN_CUTS: Final = 20
 RESERVE_SECONDS: Final = 30.0
 
@@ -88,8 +89,19 @@ def _run_kind(task: Task, kind: str, folder: Path, count: int, deadline: float, 
 def _cut(rig: Rig, drive: disk.Disk) -> None:
     """First the broker stands still, so that no reply leaves after the cut, as with a real loss of power."""
     os.kill(rig.broker.pid, signal.SIGSTOP)
+    deadline = time.monotonic() + STANDSTILL_SECONDS
+    while not _stands_still(rig.broker.pid):
+        if time.monotonic() > deadline:
+            raise Failure(f"the broker does not stop for SIGSTOP: {rig.broker.end_of_log()}")
+        time.sleep(0.001)
     drive.cut()
     rig.broker.kill()
     rig.crashed()
     drive.unmount()
     drive.mount()
+
+
+def _stands_still(pid: int) -> bool:
+    """Whether no thread runs its own code any more: each is stopped, or will be when the kernel is done with its call."""
+    states = [path.read_text().rpartition(")")[2].split()[0] for path in Path(f"/proc/{pid}/task").glob("*/stat")]
+    return all(state in "TD" for state in states)
