@@ -112,6 +112,11 @@ class Lane:
         """Whether the store was full a moment ago."""
         return self._full_until_ms > self._ports.now_ms()
 
+    def check_adds(self) -> None:
+        """For what adds to the store: Overloaded while it is full. It would take down what else is in its commit."""
+        if self.refuses_sends():
+            raise Overloaded("the store is full: nothing was stored; deletes still work")
+
     @property
     def has_room(self) -> bool:
         """Whether more requests may be read."""

@@ -2,7 +2,8 @@
 
 A task is a resource, so it survives a restart and goes on where it was. It takes visible messages only; it ends when it
 has moved as many as were there at its start, or finds none left. A moved message is a new message: new id, new send
-time, no receives (SQS).
+time, no receives (SQS). Without a destination each goes to the queue it came from, whatever that queue's settings say now.
+A task belongs to the queues that had its names when it began: to others of their names it does nothing.
 """
 
 from __future__ import annotations
@@ -56,6 +57,8 @@ class Task:
     to_move: int
     started_ms: int
     failure: str = ""
+    source_log: int = 0
+    destination_log: int = 0
 
     @property
     def task_id(self) -> str:
@@ -86,6 +89,8 @@ class Task:
             "moved": self.moved,
             "to_move": self.to_move,
             "failure": self.failure,
+            "source_log": self.source_log,
+            "destination_log": self.destination_log,
         }
         return ResourceRow(
             self.resource_id,
@@ -116,6 +121,8 @@ class MoveTasks:
         self._start = start
         self._tasks: dict[int, Task] = {}
         self._ids: list[int] = []
+        self._origins: dict[int, set[str]] = {}
+        """By running task: the queues that its messages turned out to come from."""
 
     def restore(self, row: ResourceRow) -> None:
         """Takes up a stored task; `resume` runs those that were running."""
@@ -125,10 +132,19 @@ class MoveTasks:
     def resume(self) -> None:
         """Runs the tasks that a stop interrupted."""
         for task in self._tasks.values():
+            if not task.source_log:
+                self._adopt_names(task)
             if task.state == RUNNING:
                 self._start(self._run, task)
             elif task.state == CANCELLING:
                 task.state = CANCELLED
+
+    def _adopt_names(self, task: Task) -> None:
+        """A task that was stored before tasks knew more than names."""
+        for name, field in ((task.source, "source_log"), (task.destination, "destination_log")):
+            record = self._service.catalog.get(task.place, name)
+            if record is not None:
+                setattr(task, field, record.log_id)
 
     def learn(self, rows: Iterable[ResourceRow]) -> None:
         """Takes up tasks whose start had an unknown outcome and has happened."""
@@ -139,12 +155,18 @@ class MoveTasks:
                 if task.state == RUNNING:
                     self._start(self._run, task)
 
-    def _of(self, place: Place, source: str) -> list[Task]:
+    def _of(self, record: QueueRecord) -> list[Task]:
         return sorted(
-            (task for task in self._tasks.values() if task.place == place and task.source == source),
+            (task for task in self._tasks.values() if task.source_log == record.log_id),
             key=lambda task: task.resource_id,
             reverse=True,
         )
+
+    def _orphans(self) -> list[Task]:
+        """Ended tasks of queues that are gone."""
+        logs = {record.log_id for record in self._service.catalog}
+        ended = [task for task in self._tasks.values() if task.state not in (RUNNING, CANCELLING)]
+        return [task for task in ended if task.source_log not in logs]
 
     async def _fetch_id(self) -> None:
         incarnation = self._service.lane.incarnation
@@ -165,17 +187,19 @@ class MoveTasks:
             raise NotADeadLetterQueue(f"{request.source!r} is no queue's dead-letter queue")
         if request.messages_per_second > limits.MAX_MOVE_RATE * 1000:
             raise InvalidRequest(f"messages_per_second = {request.messages_per_second} is too many")
+        destination = None
         if request.destination:
             destination = self._service.record(call.caller, request.destination)
             if destination.log_id == record.log_id:
                 raise InvalidRequest("destination: a queue's messages cannot be moved to itself")
             if is_fifo(destination.name) != is_fifo(record.name):
                 raise InvalidRequest("destination: messages are moved between FIFO queues, or between standard queues")
-        known = self._of(record.place, record.name)
+        known = self._of(record)
         if any(task.state in (RUNNING, CANCELLING) for task in known):
             raise ResourceBusy(f"a move task of {request.source!r} is running; one at a time")
         if not self._ids:
             raise NotReady(self._fetch_id)
+        self._service.lane.check_adds()
         now_ms = self._ports.now_ms()
         task = Task(
             self._ids.pop(),
@@ -187,9 +211,11 @@ class MoveTasks:
             0,
             runtime.queue.visible,
             now_ms,
+            source_log=record.log_id,
+            destination_log=destination.log_id if destination is not None else 0,
         )
         self._tasks[task.resource_id] = task
-        forgotten = known[KEPT_TASKS - 1 :]
+        forgotten = known[KEPT_TASKS - 1 :] + self._orphans()
         for old in forgotten:
             del self._tasks[old.resource_id]
         row = task.to_row()
@@ -211,16 +237,29 @@ class MoveTasks:
         """CancelMoveTask."""
         for task in self._tasks.values():
             if task.task_id == request.task_id and task.place == Place(call.caller.account, call.caller.region):
-                if task.state == RUNNING:
-                    task.state = CANCELLING
-                call.reply(task.to_message())
+                self._cancel(call, task)
                 return
         raise MoveTaskDoesNotExist(f"there is no move task {request.task_id[:50]!r}")
+
+    def _cancel(self, call: Call, task: Task) -> None:
+        lane = self._service.lane
+        lane.check_adds()
+        if task.state == RUNNING:
+            task.state = CANCELLING
+            lane.write(lambda commit: commit.upsert_resources.append(task.to_row()))
+
+        def done(error: PenstockError | None) -> None:
+            if error is None:
+                call.reply(task.to_message())
+            else:
+                call.fail(error)
+
+        lane.submit(done)
 
     def list_tasks(self, call: Call, request: messages.ListMoveTasks) -> None:
         """ListMoveTasks."""
         record = self._service.record(call.caller, request.source)
-        tasks = self._of(record.place, record.name)[: max(1, min(request.limit, KEPT_TASKS))]
+        tasks = self._of(record)[: max(1, min(request.limit, KEPT_TASKS))]
         call.reply(messages.MoveTasks([task.to_message() for task in tasks]))
 
     async def _run(self, task: Task) -> None:
@@ -243,6 +282,9 @@ class MoveTasks:
                 log.warning("move task waits", task=task.task_id, error=str(error))
                 await trio.sleep(0.5)
                 continue
+            if moved is None:
+                await trio.sleep(0.05)
+                continue
             moved_here += moved
             empty_rounds = 0 if moved else empty_rounds + 1
             if empty_rounds > 3:
@@ -253,26 +295,36 @@ class MoveTasks:
             task.state = COMPLETED
         elif task.state == CANCELLING:
             task.state = CANCELLED
+        self._origins.pop(task.resource_id, None)
         log.info("move task ended", task=task.task_id, state=task.state, moved=task.moved, failure=task.failure)
         await self._save(task)
 
     async def _save(self, task: Task) -> None:
         while True:
             try:
+                self._service.lane.check_adds()
                 await self._service.lane.commit(lambda commit: commit.upsert_resources.append(task.to_row()))
             except PenstockError:
                 await trio.sleep(0.5)
             else:
                 return
 
-    async def _move(self, task: Task, limit: int) -> int:
-        """Moves up to `limit` messages in one commit; returns how many."""
+    def _record(self, task: Task, name: str, log_id: int) -> QueueRecord:
+        record = self._service.catalog.get(task.place, name)
+        if record is None or record.log_id != log_id:
+            raise QueueDoesNotExist(f"the queue {name!r} was deleted")
+        return record
+
+    async def _move(self, task: Task, limit: int) -> int | None:
+        """Moves up to `limit` messages in one commit; returns how many. None: something has to be loaded first."""
         service = self._service
-        source_record = service.catalog.get(task.place, task.source)
-        if source_record is None:
-            raise QueueDoesNotExist(f"the source queue {task.source!r} was deleted")
+        service.lane.check_adds()
+        source_record = self._record(task, task.source, task.source_log)
         await service.load(source_record)
-        names = self._targets(task, source_record)
+        if task.destination:
+            names = [self._record(task, task.destination, task.destination_log).name]
+        else:
+            names = sorted({*service.catalog.sources_of(source_record), *self._origins.get(task.resource_id, ())})
         for name in names:
             await self._load(task.place, name)
         # Nothing waits from here to the commit: a queue that was dropped while another was loaded must not be used.
@@ -284,24 +336,30 @@ class MoveTasks:
         taken = source.queue.take_waiting(limit, now_ms)
         if not taken.runs and (taken.missing or source.queue.may_load):
             service.settle(source)
-            await trio.sleep(0.01)
-        moving, missing = len(taken.runs), ""
+            return None
+        moving, unknown = len(taken.runs), ""
         for place, run in enumerate(taken.runs):
-            unknown = [name for name in self._names(task, run) if name not in targets]
-            if unknown:
-                moving, missing = place, repr(unknown[0]) if unknown[0] else "no queue"
+            absent = [name for name in self._names(task, run) if name not in targets]
+            if absent:
+                moving, unknown = place, absent[0]
                 break
+        else:
+            absent = []
         for rest in taken.runs[moving:]:
             source.queue.put_back(rest)
         moved = self._bury(task, source, taken.runs[:moving], targets, now_ms)
         for runtime in targets.values():
             service.lane.touch(runtime.queue)
-        if missing:
+        if absent:
             service.settle(source)
         await self._finish(task, source, moved)
-        if missing:
-            raise QueueDoesNotExist(f"messages came from {missing}, which does not exist: name a destination")
-        return moved
+        if not absent:
+            return moved
+        if service.catalog.get(task.place, unknown) is None:
+            name = repr(unknown) if unknown else "no queue"
+            raise QueueDoesNotExist(f"messages came from {name}, which does not exist: name a destination")
+        self._origins.setdefault(task.resource_id, set()).add(unknown)
+        return moved or None
 
     async def _finish(self, task: Task, source: Runtime, moved: int) -> None:
         if not moved:
@@ -328,11 +386,6 @@ class MoveTasks:
         if runtime is None:
             raise StoreFailed()
         return runtime
-
-    def _targets(self, task: Task, source: QueueRecord) -> list[str]:
-        if task.destination:
-            return [task.destination]
-        return self._service.catalog.sources_of(source)
 
     def _names(self, task: Task, run: Run) -> list[str]:
         """The queue each message of a run goes to."""

@@ -23,7 +23,6 @@ from penstock_protocol.errors import (
     Cancelled,
     InvalidRequest,
     LimitExceeded,
-    Overloaded,
     PenstockError,
     QueueDoesNotExist,
     StoreFailed,
@@ -290,8 +289,7 @@ class QueueService:
     def send(self, call: Call, request: messages.SendMessages) -> None:
         """SendMessages."""
         runtime = self.runtime(call.caller, request.queue)
-        if self.lane.refuses_sends():
-            raise Overloaded("the store is full: nothing was stored; deletes still work")
+        self.lane.check_adds()
         reply = runtime.queue.send(request, call.caller.producer, self._ports.now_ms())
         self.lane.touch(runtime.queue)
         self._when_durable(call, reply)
