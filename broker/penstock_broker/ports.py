@@ -10,17 +10,21 @@ from typing import Any, TypeVar
 
 import trio
 
+from penstock_broker.commit_thread import CommitThread
+
 T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Ports:
     """`now_ms`: wall-clock milliseconds that never run backwards within one life. `random_bytes(n)`: unguessable bytes.
-    `in_thread(function, *arguments)`: runs a blocking call elsewhere; it is never abandoned, so it may not be cancelled."""
+    `in_thread(function, *arguments)`: runs a blocking call elsewhere; it is never abandoned, so it may not be cancelled.
+    `in_commit_thread`: likewise, one call at a time, and nothing else is in its way (None: `in_thread` does it)."""
 
     now_ms: Callable[[], int]
     random_bytes: Callable[[int], bytes]
     in_thread: Callable[..., Awaitable[Any]]
+    in_commit_thread: Callable[..., Awaitable[Any]] | None = None
 
 
 def steady_wall_clock() -> Callable[[], int]:
@@ -43,4 +47,4 @@ async def in_thread(function: Callable[..., T], *arguments: Any) -> T:
 
 def real_ports() -> Ports:
     """The ports of a broker in production."""
-    return Ports(steady_wall_clock(), secrets.token_bytes, in_thread)
+    return Ports(steady_wall_clock(), secrets.token_bytes, in_thread, CommitThread().run)
