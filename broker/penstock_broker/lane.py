@@ -39,6 +39,16 @@ MAX_PENDING_BYTES = 64 * 1024 * 1024
 FULL_PAUSE_MS = 2_000
 """How long sends are refused after the store was full, before one is tried again."""
 
+QUICK_SECONDS = 0.05
+"""What a commit may take at the most for the next lone one to be made in the event loop's own thread. (SQLite's checkpoints,
+once in thousands of commits, take some 20 ms; whatever waits for a commit waits for them anyway.)"""
+
+SLOW_SECONDS = 10.0
+"""How long no commit is made there after one took longer: a disk that stalls holds the event loop up once, not all the time."""
+
+LONE_BYTES = 64 * 1024
+"""The largest request that is committed there."""
+
 RETRY_SECONDS = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
 """Pauses between attempts to reach the store again; the last one repeats."""
 
@@ -101,6 +111,7 @@ class Lane:
         self._idle = trio.Event()
         self._idle.set()
         self._full_until_ms = 0
+        self._slow_until = 0.0
         self.incarnation: Incarnation | None = None
 
     @property
@@ -220,7 +231,7 @@ class Lane:
         if not commit.is_empty():
             started = trio.current_time()
             try:
-                await self._in_thread(self._store.commit, incarnation, commit)
+                await self._store_it(incarnation, commit, lone=len(batch.callbacks) == 1 and batch.size_bytes <= LONE_BYTES)
             except StoreError as error:
                 self._fail(batch, error)
                 if isinstance(error, Fenced):
@@ -233,6 +244,20 @@ class Lane:
             self._published(participant, participant.publish(publication))
         for callback in batch.callbacks:
             callback(None)
+
+    async def _store_it(self, incarnation: Incarnation, commit: Commit, *, lone: bool) -> None:
+        """In the commits' thread, so that the event loop goes on; but a lone request on a quick store here and now, for to wake a
+        thread and to be woken by it takes as long again as half the commit. A store that was slow is not trusted for a while."""
+        started = trio.current_time()
+        try:
+            if lone and started >= self._slow_until and self._store.is_quick:
+                self._store.commit(incarnation, commit)
+            else:
+                await self._in_thread(self._store.commit, incarnation, commit)
+        finally:
+            ended = trio.current_time()
+            if ended - started > QUICK_SECONDS:
+                self._slow_until = ended + SLOW_SECONDS
 
     def _fail(self, batch: _Batch, error: StoreError) -> None:
         """The batch did not become durable, or nobody knows: its memory and what was built on it goes."""

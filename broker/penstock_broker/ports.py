@@ -10,6 +10,8 @@ from typing import Any, TypeVar
 
 import trio
 
+from penstock_broker.commit_thread import CommitThread
+
 T = TypeVar("T")
 
 LOAD_THREADS = 8
@@ -20,7 +22,7 @@ LOAD_THREADS = 8
 class Ports:
     """`now_ms`: wall-clock milliseconds that never run backwards within one life. `random_bytes(n)`: unguessable bytes.
     `in_thread(function, *arguments)`: runs a blocking call elsewhere; it is never abandoned, so it may not be cancelled.
-    `in_commit_thread`: likewise for the commit lane, which never waits for a thread; None: the same."""
+    `in_commit_thread`: likewise for the commit lane, one call at a time, and nothing is in its way; None: the same."""
 
     now_ms: Callable[[], int]
     random_bytes: Callable[[int], bytes]
@@ -51,5 +53,5 @@ def _in_thread(limiter: trio.CapacityLimiter) -> Callable[..., Awaitable[Any]]:
 
 def real_ports() -> Ports:
     """The ports of a broker in production."""
-    loads, commits = trio.CapacityLimiter(LOAD_THREADS), trio.CapacityLimiter(1)
-    return Ports(steady_wall_clock(), secrets.token_bytes, _in_thread(loads), _in_thread(commits))
+    loads = trio.CapacityLimiter(LOAD_THREADS)
+    return Ports(steady_wall_clock(), secrets.token_bytes, _in_thread(loads), CommitThread().run)

@@ -53,6 +53,10 @@ class Database(Protocol):
     def full(self) -> bool:
         """Whether commits that add messages are refused for want of space."""
 
+    @property
+    def is_quick(self) -> bool:
+        """See Store.is_quick."""
+
     def commit(self, incarnation: Incarnation, steps: Sequence[Step], adds: bool) -> None:
         """BEGIN, fence, steps, COMMIT. Raises what Store.commit raises. `adds`: it needs space."""
 

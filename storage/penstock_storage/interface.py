@@ -231,6 +231,11 @@ class Store(Protocol):
         """Whether the disk is full: commits that add segments, deduplication rows, resources or credentials raise
         StoreFull, so keep them apart from deletes, which go through. Ends by itself when there is space again."""
 
+    @property
+    def is_quick(self) -> bool:
+        """Whether a small commit, begun now, takes well below a millisecond as a rule: then it may be made in a thread that has
+        other things to do. Never where the network is in between, nor while something else holds the store."""
+
     def acquire(self, node: str, address: str, now_ms: int) -> Incarnation:
         """Takes (or takes again) all slots for `node` under a new incarnation, after any commit still running under the
         old one has ended. From then on every commit of an older incarnation raises Fenced."""

@@ -106,6 +106,11 @@ class MemoryStore:
         return len(self._met)
 
     @property
+    def is_quick(self) -> bool:
+        """Never: so the simulation decides when a commit ends."""
+        return False
+
+    @property
     def full(self) -> bool:
         """Whether the last commit that added something met Fault.FULL."""
         return self._full

@@ -91,6 +91,11 @@ class PostgresqlDatabase:
         self.statements = compile_statements(self.dialect)
 
     @property
+    def is_quick(self) -> bool:
+        """Never: the network is in between."""
+        return False
+
+    @property
     def full(self) -> bool:
         """Never known beforehand: PostgreSQL says so with each commit."""
         return False

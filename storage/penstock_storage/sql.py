@@ -94,6 +94,11 @@ class SqlStore:
         """Whether commits that add messages are refused for want of space."""
         return self._database.full
 
+    @property
+    def is_quick(self) -> bool:
+        """See Store.is_quick."""
+        return self._database.is_quick
+
     def acquire(self, node: str, address: str, now_ms: int) -> Incarnation:
         """See Store.acquire. Committed before it returns; every load afterwards is a transaction of its own and so sees
         the last commit of the incarnation before."""
