@@ -64,6 +64,8 @@ PAGE_BYTES: Final = 2 * 1_048_576
 """What one load brings."""
 CONTENT_BYTES: Final = 16 * 1_048_576
 """Content one queue keeps in memory before more of it stays in the store."""
+EARLY_SEGMENTS: Final = 2_000
+"""Segments of which a quiet tenant's messages are served before the store's backlog, and that their page still has to bring."""
 DELAYED_SEGMENTS: Final = 4_000
 """Delayed segments of one queue that are in memory: those due first."""
 RESERVE_SEQUENCES: Final = 1 << 20

@@ -175,6 +175,8 @@ class Queue:
         # Dead segments that a load may still bring: until their end is durable, and no load began before that.
         self._dying: set[int] = set()
         self._dead_late: list[int] = []
+        # Segments that the page still has to bring, of which messages wait here already: quiet tenants wait for nobody's backlog.
+        self._early: set[int] = set()
         # Timers and changes since the last collect.
         self._visibility: list[_Timer] = []
         self._timer_number = 0
@@ -610,6 +612,7 @@ class Queue:
             self._missing.pop(segment.first, None)
             self._dead_segments.append(segment)
             self._dying.add(segment.first)
+            self._early.discard(segment.first)
             self._drop_content(segment)
 
     def change_visibility(
@@ -856,11 +859,25 @@ class Queue:
                 self._more = True
                 self._skips += 1
                 woke = True
+                self._admit_quiet(segment)
             elif (segment.due_ms, segment.first) > self._cursor:
                 self._cursor = (0, segment.first)
                 self._hold(segment)
                 woke = self._arrive(segment) or woke
         return woke
+
+    def _admit_quiet(self, segment: Segment) -> None:
+        """Lets messages of tenants that have nothing here wait here at once, although the rest of the segment stays in the
+        store only: they count as taken when its page comes."""
+        if isinstance(self._ready, FifoReady) or len(self._early) >= limits.EARLY_SEGMENTS:
+            return
+        mask = self._ready.newcomers(segment)
+        if mask and self.content_bytes < 2 * limits.CONTENT_BYTES:
+            segment.arrived = False
+            segment.taken = mask
+            self._early.add(segment.first)
+            self._hold(segment)
+            self._ready.arrive(segment, mask)
 
     @property
     def _window(self) -> int:
@@ -910,7 +927,9 @@ class Queue:
         segment.columns = None
 
     def _drop_delivered_content(self, segment: Segment) -> None:
-        if segment.columns is not None and not segment.all_mask & ~segment.deleted & ~segment.taken:
+        if segment.columns is not None and (
+            segment.first in self._early or not segment.all_mask & ~segment.deleted & ~segment.taken
+        ):
             self._drop_content(segment)
 
     def shed(self) -> None:
@@ -985,6 +1004,7 @@ class Queue:
                 segment.columns = Columns.unpack(row.payload)
                 self._count_content(segment.memory_bytes())
             self._missing.pop(segment.first, None)
+            self._early.discard(segment.first)
             if was_due:
                 woke = self._arrive(segment) or woke
             else:
@@ -1065,6 +1085,7 @@ class Queue:
         del self.segments[segment.first]
         self._missing.pop(segment.first, None)
         self._owed.pop(segment.first, None)
+        self._early.discard(segment.first)
         self._drop_deleted_runs({segment.first}, now_ms)
 
     # The whole queue
@@ -1095,6 +1116,7 @@ class Queue:
         self._missing.clear()
         self._owed.clear()
         self._behind.clear()
+        self._early.clear()
         self.messages = self.size_bytes = self.in_flight = 0
         self._delayed_messages = self._unloaded_delayed = 0
         self._more = self._more_delayed = False

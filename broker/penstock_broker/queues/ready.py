@@ -111,6 +111,14 @@ class StandardReady:
             if of_group & mask:
                 self.put(Run(segment, of_group & mask, group=group))
 
+    def newcomers(self, segment: Segment) -> int:
+        """The messages of tenants of which nothing waits here."""
+        groups = segment.columns.groups if segment.columns is not None else None
+        if groups is None:
+            return 0
+        new = {name for name in set(groups) if name is not None and not ((known := self._tenants.get(name)) and known.runs)}
+        return sum(1 << index for index, name in enumerate(groups) if name in new) if new else 0
+
     def put(self, run: Run) -> None:
         """Messages wait (again), behind what waits in memory."""
         self.messages += run.mask.bit_count()
