@@ -20,7 +20,7 @@ import trio
 from penstock_protocol.codec import Message
 from penstock_protocol.errors import InternalError, PenstockError
 from penstock_protocol.session_messages import Empty
-from penstock_storage.interface import CommitUnknown, Fenced, Store, StoreError
+from penstock_storage.interface import Commit, Fenced, Store, StoreError
 from penstock_storage.slots import SLOTS
 
 from penstock_broker.access import Keyring
@@ -108,6 +108,7 @@ class Broker:
             discarded=self.queues.discarded,
             discard_all=self.queues.drop_all,
             learn=self._learn,
+            something=self._something,
         )
         await self.lane.acquire()
         self.moves = MoveTasks(self.queues, store, ports, self._start)
@@ -145,6 +146,12 @@ class Broker:
         }
         self.handlers = handlers
         self.dispatcher = Dispatcher(handlers, self.queues, self.lane, self._start)
+
+    def _something(self) -> Commit | None:
+        """A row that is in the store already."""
+        for record in self.catalog:
+            return Commit(upsert_resources=[record.to_row()])
+        return None
 
     async def _learn(self) -> Callable[[], None]:
         """Reads the resources again: a commit of unknown outcome may have made, changed or removed some."""
@@ -211,8 +218,7 @@ class Broker:
                     removed = await self._ports.in_thread(self._store.sweep, incarnation, SWEEP_ROWS)
                 except StoreError as error:
                     log.warning("sweep failed", error=str(error))
-                    if isinstance(error, CommitUnknown):
-                        self.lane.doubt()
+                    self.lane.failed_outside(error)
             await trio.sleep(0.05 if removed >= SWEEP_ROWS else SWEEP_IDLE_SECONDS)
 
     async def serve(self, stream: trio.abc.Stream) -> None:

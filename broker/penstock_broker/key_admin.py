@@ -21,6 +21,7 @@ class KeyAdmin:
 
     def create(self, call: Call, request: CreateKey) -> None:
         """CreateKey: the only reply that ever carries the secret."""
+        self._lane.check_adds()
         row, secret = self._keyring.make(
             call.caller.account, request.role, request.description, self._ports.now_ms(), self._ports.random_bytes(64)
         )

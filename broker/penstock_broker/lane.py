@@ -37,7 +37,10 @@ MAX_PENDING_BYTES = 64 * 1024 * 1024
 """Request bytes that may wait for a commit; beyond it no socket is read."""
 
 FULL_PAUSE_MS = 2_000
-"""How long sends are refused after the store was full, before one is tried again."""
+"""While the store is full it is asked so often whether it still is."""
+
+STALL_SECONDS = 5.0
+"""A commit that takes longer means that the store does not answer. (It is waited for all the same: nobody knows its outcome.)"""
 
 QUICK_SECONDS = 0.05
 """What a commit may take at the most for the next lone one to be made in the event loop's own thread. (SQLite's checkpoints,
@@ -78,7 +81,8 @@ class _Batch:
 class Lane:
     """One commit after the other. `published` is called with each participant after its publish, `discarded` with each
     whose memory is not to be trusted any more, `discard_all` when nobody's is. `learn` reads what is kept in memory for
-    good (StoreError when it cannot) and returns what puts that in force; it is called after a doubt."""
+    good (StoreError when it cannot) and returns what puts that in force; it is called after a doubt. `something` is a commit
+    that adds a row but changes nothing, to find out whether there is room again; None: there is nothing to write."""
 
     def __init__(
         self,
@@ -92,6 +96,7 @@ class Lane:
         discarded: Callable[[Participant, PenstockError], None],
         discard_all: Callable[[PenstockError], None],
         learn: Callable[[], Awaitable[Callable[[], None]]],
+        something: Callable[[], Commit | None] = lambda: None,
     ) -> None:
         self._store = store
         self._ports = ports
@@ -103,6 +108,7 @@ class Lane:
         self._discarded = discarded
         self._discard_all = discard_all
         self._learn = learn
+        self._something = something
         self._distrusted = False
         self._batch = _Batch()
         self._running_bytes = 0
@@ -110,18 +116,25 @@ class Lane:
         self._room = trio.Event()
         self._idle = trio.Event()
         self._idle.set()
-        self._full_until_ms = 0
+        self._full_until_ms: int | None = None
+        self._fenced: Fenced | None = None
+        self._commit_started: float | None = None
         self._slow_until = 0.0
         self.incarnation: Incarnation | None = None
 
     @property
     def is_healthy(self) -> bool:
         """Whether commits are being made."""
-        return self.incarnation is not None
+        return self.incarnation is not None and self.commit_seconds <= STALL_SECONDS
+
+    @property
+    def commit_seconds(self) -> float:
+        """How long the commit that runs now has been running; 0 when none does."""
+        return 0.0 if self._commit_started is None else trio.current_time() - self._commit_started
 
     def refuses_sends(self) -> bool:
-        """Whether the store was full a moment ago."""
-        return self._full_until_ms > self._ports.now_ms()
+        """Whether the store is full."""
+        return self._full_until_ms is not None
 
     def check_adds(self) -> None:
         """For what adds to the store: Overloaded while it is full. It would take down what else is in its commit."""
@@ -183,6 +196,14 @@ class Lane:
         self.incarnation = None
         self._work.set()
 
+    def failed_outside(self, error: StoreError) -> None:
+        """A commit outside of the lane failed: draws the same conclusions as from one of its own."""
+        if isinstance(error, CommitUnknown):
+            self.doubt()
+        elif isinstance(error, Fenced):
+            self._fenced = error
+            self._work.set()
+
     async def acquire(self) -> None:
         """Takes the slots under a new incarnation. StoreError when the store cannot be reached."""
         self.incarnation = None
@@ -197,12 +218,15 @@ class Lane:
     async def run(self) -> None:
         """Commits until cancelled. Raises Fenced when another incarnation has taken over: the broker must end."""
         while True:
-            await self._work.wait()
+            await self._wait_work()
             self._work = trio.Event()
             if self._idle.is_set():  # (Who waits for the one before waits for this one as well.)
                 self._idle = trio.Event()
             batch, self._batch = self._batch, _Batch()
             self._running_bytes = batch.size_bytes
+            if self._fenced is not None:
+                self._fail(batch, self._fenced)
+                raise self._fenced
             if self._distrusted:
                 self._distrusted = False
                 for callback in batch.callbacks:
@@ -219,6 +243,32 @@ class Lane:
             self._room.set()
             if self.incarnation is None:
                 await self._recover()
+
+    async def _wait_work(self) -> None:
+        """Returns when there is something to commit, or to find out about a full store."""
+        if self._full_until_ms is None:
+            await self._work.wait()
+            return
+        with trio.move_on_after(max(0, self._full_until_ms - self._ports.now_ms()) / 1000):
+            await self._work.wait()
+        if self._ports.now_ms() >= self._full_until_ms:
+            with trio.CancelScope(shield=True):
+                await self._ask_for_room()
+
+    async def _ask_for_room(self) -> None:
+        """Sends would take down what shares their commit, so while the store is full it is asked without any."""
+        commit = self._something()
+        if commit is None or self.incarnation is None:
+            self._full_until_ms = None
+            return
+        try:
+            await self._store_it(self.incarnation, commit, lone=False)
+        except (CommitUnknown, Fenced) as error:
+            self.failed_outside(error)
+        except StoreError:
+            self._full_until_ms = self._ports.now_ms() + FULL_PAUSE_MS
+        else:
+            self._full_until_ms = None
 
     async def _commit(self, batch: _Batch) -> None:
         incarnation = self.incarnation
@@ -248,13 +298,14 @@ class Lane:
     async def _store_it(self, incarnation: Incarnation, commit: Commit, *, lone: bool) -> None:
         """In the commits' thread, so that the event loop goes on; but a lone request on a quick store here and now, for to wake a
         thread and to be woken by it takes as long again as half the commit. A store that was slow is not trusted for a while."""
-        started = trio.current_time()
+        self._commit_started = started = trio.current_time()
         try:
             if lone and started >= self._slow_until and self._store.is_quick:
                 self._store.commit(incarnation, commit)
             else:
                 await self._in_thread(self._store.commit, incarnation, commit)
         finally:
+            self._commit_started = None
             ended = trio.current_time()
             if ended - started > QUICK_SECONDS:
                 self._slow_until = ended + SLOW_SECONDS

@@ -122,6 +122,7 @@ class BrokerCollector(Collector):
             commits.add_metric([outcome], counters.commits[outcome])
         yield commits
         yield _histogram("penstock_store_commit_seconds", "Time a commit took", counters.commit_seconds)
+        yield _gauge("penstock_store_commit_running_seconds", "Time the running commit has taken so far", lane.commit_seconds)
         yield _histogram("penstock_store_commit_requests", "Requests one commit answered", counters.commit_requests)
         yield _counter("penstock_store_loads", "Pages and queues loaded from the store", counters.loads)
         yield _counter("penstock_store_load_errors", "Loads that failed", counters.load_errors)

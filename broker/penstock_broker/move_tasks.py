@@ -24,7 +24,7 @@ from penstock_protocol.errors import (
     ResourceBusy,
     StoreFailed,
 )
-from penstock_storage.interface import CommitUnknown, LogId, ResourceRow, Store, StoreError
+from penstock_storage.interface import LogId, ResourceRow, Store, StoreError
 
 from penstock_broker.call import Call, NotReady
 from penstock_broker.catalog import MOVE_TASK, Place, QueueRecord
@@ -175,8 +175,7 @@ class MoveTasks:
         try:
             self._ids.append(await self._ports.in_thread(self._store.next_id, incarnation))
         except StoreError as error:
-            if isinstance(error, CommitUnknown):
-                self._service.lane.doubt()
+            self._service.lane.failed_outside(error)
             raise StoreFailed() from error
 
     def begin(self, call: Call, request: messages.StartMoveTask) -> None:

@@ -18,7 +18,7 @@ from penstock_protocol.errors import (
     StoreFailed,
 )
 from penstock_protocol.session_messages import Empty
-from penstock_storage.interface import Commit, CommitUnknown, LoadedSegment, LogId, Store, StoreError
+from penstock_storage.interface import Commit, LoadedSegment, LogId, Store, StoreError
 
 from penstock_broker.call import Call, NotReady
 from penstock_broker.catalog import Place, QueueRecord
@@ -79,8 +79,7 @@ class QueueAdmin:
         try:
             self._ids += [await self._ports.in_thread(self._store.next_id, incarnation) for _ in range(2)]
         except StoreError as error:
-            if isinstance(error, CommitUnknown):
-                self._service.lane.doubt()
+            self._service.lane.failed_outside(error)
             raise StoreFailed() from error
 
     def create(self, call: Call, request: messages.CreateQueue) -> None:
@@ -105,6 +104,7 @@ class QueueAdmin:
             raise LimitExceeded(f"an account has at most {limits.MAX_QUEUES} queues")
         if len(self._ids) < 2:
             raise NotReady(self._fetch_ids)
+        self._service.lane.check_adds()
         resource_id, log_id = self._ids.pop(), LogId(self._ids.pop())
         now_ms = self._ports.now_ms()
         record = QueueRecord(resource_id, place, request.queue, log_id, wanted, tags, 1, now_ms, now_ms)
@@ -135,6 +135,7 @@ class QueueAdmin:
 
     def _change(self, call: Call, record: QueueRecord, after: Callable[[QueueRecord], None]) -> None:
         """Puts a changed record in force once it is durable."""
+        self._service.lane.check_adds()
         self._pending[record.resource_id] = record
 
         def exists() -> QueueRecord | None:

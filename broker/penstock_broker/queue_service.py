@@ -297,6 +297,8 @@ class QueueService:
     def receive(self, call: Call, request: messages.ReceiveMessages) -> None:
         """ReceiveMessages."""
         runtime = self.runtime(call.caller, request.queue)
+        if request.attempt_id and runtime.queue.fifo:
+            self.lane.check_adds()  # it has to be remembered
         wait_ms = runtime.record.settings.receive_wait_ms if request.wait_ms is None else request.wait_ms
         if wait_ms > limits.MAX_WAIT_MS:
             raise InvalidRequest(f"wait_ms = {wait_ms}; at most {limits.MAX_WAIT_MS}")
@@ -336,6 +338,8 @@ class QueueService:
                 runtime.awaits_dead_letter = True
                 self._start(self._load_dead_letter, runtime)
             return False
+        if runtime.awaits_room:
+            return False
         while True:
             try:
                 reply, taken = queue.receive(
@@ -347,6 +351,9 @@ class QueueService:
                 return False
             if taken is not None and taken.dead:
                 assert dead_letter is not None
+                if self.lane.refuses_sends():
+                    self._put_off(runtime, taken.dead)
+                    break
                 self._bury(runtime, taken.dead, dead_letter, now_ms)
                 if reply is None and not taken.missing:
                     continue
@@ -404,6 +411,19 @@ class QueueService:
     def _dead_letter_runtime(self, runtime: Runtime) -> Runtime | None:
         record = self._dead_letter_record(runtime.record)
         return self.runtimes.get(record.log_id) if record is not None else None
+
+    def _put_off(self, runtime: Runtime, dead: list[Run]) -> None:
+        """A full store takes no message that moves: this queue serves nobody until there is room."""
+        for run in dead:
+            runtime.queue.put_back(run)
+        runtime.awaits_room = True
+        self._start(self._wait_for_room, runtime)
+
+    async def _wait_for_room(self, runtime: Runtime) -> None:
+        while self.lane.refuses_sends() and not runtime.dropped:  # noqa: ASYNC110 - rare, and for nobody in particular
+            await trio.sleep(1.0)
+        runtime.awaits_room = False
+        self.settle(runtime)
 
     async def _load_dead_letter(self, runtime: Runtime) -> None:
         """Loads the dead-letter queue that waiters of this queue need, however long it takes."""

@@ -57,6 +57,8 @@ class Runtime:
     dropped: bool = False
     awaits_dead_letter: bool = False
     """Its dead-letter queue is being loaded for those who wait."""
+    awaits_room: bool = False
+    """The store is full, and messages are to move to the dead-letter queue before anybody is served."""
     _deadlines: list[tuple[int, int, Waiter]] = dataclasses.field(default_factory=list)
     _attempts: dict[str, dict[Waiter, None]] = dataclasses.field(default_factory=dict)
     _parked_receives: int = 0

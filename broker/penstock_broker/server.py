@@ -10,9 +10,10 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import signal
+import socket
 import ssl
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, Final
 
 import structlog
 import trio
@@ -25,6 +26,8 @@ log = structlog.get_logger()
 
 HANDSHAKE_SECONDS = 5.0
 BACKLOG = 1024
+KEEPALIVE: Final = ((socket.TCP_KEEPIDLE, 60), (socket.TCP_KEEPINTVL, 10), (socket.TCP_KEEPCNT, 5))
+"""A peer that vanished without a word is found out within two minutes: nothing it took or waits for is kept for ever."""
 
 
 @dataclasses.dataclass(slots=True)
@@ -116,6 +119,10 @@ async def _connections(
     """Accepts connections, each in a task of its own, until the listeners are closed; then waits for the sessions."""
 
     async def handle(stream: trio.SocketStream) -> None:
+        # (TCP_NODELAY is trio's doing.)
+        stream.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for option, value in KEEPALIVE:
+            stream.setsockopt(socket.IPPROTO_TCP, option, value)
         await _accept(broker, options, stream)
 
     async with trio.open_nursery() as sessions:

@@ -271,6 +271,24 @@ def test_beyond_max_connections_a_connection_is_closed_and_the_others_go_on() ->
     trio.run(main)
 
 
+def test_a_peer_that_vanishes_without_a_word_is_found_out() -> None:
+    async def main() -> None:
+        async with _door(ServerOptions(port=0)) as door:
+            peer = await door.dial()
+            await peer.hello()
+            [session] = door.broker.sessions
+            assert isinstance(session._stream, trio.SocketStream)
+            option = session._stream.socket.getsockopt
+            assert option(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+            idle, interval, count = (
+                option(socket.IPPROTO_TCP, name) for name in (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT)
+            )
+            assert idle + interval * count <= 120
+            assert option(socket.IPPROTO_TCP, socket.TCP_NODELAY) == 1, "and no answer waits for an acknowledgement"
+
+    trio.run(main)
+
+
 def test_a_connection_that_is_reset_harms_nobody() -> None:
     async def main() -> None:
         async with _door(ServerOptions(port=0)) as door:

@@ -132,6 +132,7 @@ EXPECTED: list[tuple[str, dict[str, str], float]] = [
     ("penstock_store_commits_total", {"outcome": "unknown"}, 0),
     ("penstock_store_commits_total", {"outcome": "full"}, 0),
     ("penstock_store_commits_total", {"outcome": "fenced"}, 0),
+    ("penstock_store_commit_running_seconds", {}, 0),
     ("penstock_store_loads_total", {}, 6),  # five queues, and the content of what came back
     ("penstock_store_load_errors_total", {}, 0),
     ("penstock_store_quarantined_rows", {}, 0),
