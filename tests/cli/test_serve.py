@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 from penstock import Client
+from penstock.errors import PenstockError
 from penstock_broker.access import load_sealing_key
 from penstock_broker.cli.exits import Exit
 
@@ -191,3 +192,33 @@ def test_a_key_file_is_made_whole_also_where_there_are_no_hard_links(tmp_path: P
     key = load_sealing_key(path)
     assert len(key) == 32 and load_sealing_key(path) == key
     assert [file.name for file in tmp_path.iterdir()] == [path.name] and path.stat().st_mode & 0o777 == 0o600
+
+
+# Two brokers on one database
+
+
+@pytest.mark.postgresql
+def test_the_last_broker_started_wins_and_the_other_one_ends_naming_it(tmp_path: Path, postgresql_url: str) -> None:
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+    first, second = (BrokerProcess(tmp_path / name, "--node", name, store=postgresql_url) for name in ("first", "second"))
+    first.start()
+    try:
+        assert Penstock(first.url)("queue", "create", "jobs").code == Exit.OK
+        second.start()
+        with Client(first.url, request_timeout=2) as late, pytest.raises(PenstockError):
+            late.queue("jobs").send(b"late")
+        end = time.monotonic() + PATIENCE_SECONDS
+        while first.is_running:
+            assert time.monotonic() < end
+            time.sleep(0.01)
+        assert first.stop() == Exit.FENCED
+        assert f"taken over this one's slots: second at 127.0.0.1:{second.port}" in first.log.read_text()
+        (line,) = logged(second, "took the store over from")
+        assert line["event"].startswith(f"took the store over from first at 127.0.0.1:{first.port}")
+        assert Penstock(second.url)("queue", "send", "jobs", "x").code == Exit.OK
+        assert [row["body"] for row in Penstock(second.url).json("queue", "peek", "jobs")] == ["x"]
+    finally:
+        for broker in (first, second):
+            if broker.is_running:
+                broker.stop()
