@@ -7,6 +7,7 @@ the SDK touches sockets, clocks or tasks.
 from __future__ import annotations
 
 import contextlib
+import socket
 import ssl
 from collections.abc import Callable, Coroutine
 from types import TracebackType
@@ -63,10 +64,23 @@ class Stream:
 
     def __init__(self, stream: anyio.abc.ByteStream) -> None:
         self._stream = stream
+        self._socket: socket.socket | None = None
+        if isinstance(stream, anyio.abc.SocketStream):
+            # trio's is a plain socket that nobody buffers for. asyncio's transports do, and hide it behind another type.
+            raw = stream.extra(anyio.abc.SocketAttribute.raw_socket)  # noqa: S610  # this is not Django's
+            self._socket = raw if isinstance(raw, socket.socket) else None
 
     async def send(self, data: bytes) -> None:
         """Sends all of it. One caller at a time."""
         await self._stream.send(data)
+
+    def send_now(self, data: bytes) -> int:
+        """Sends what the socket takes without waiting; how much that was. While nobody is in `send`. What is wrong with the
+        connection shows at the next `send`."""
+        try:
+            return self._socket.send(data) if self._socket is not None else 0
+        except OSError:
+            return 0
 
     async def receive(self) -> bytes:
         """Some bytes; empty at the end of the stream."""

@@ -13,6 +13,9 @@ from typing import Any
 
 RECEIVE_BYTES = 262_144
 
+DO_NOT_WAIT: int = getattr(socket, "MSG_DONTWAIT", 0)
+"""The flag of a single send that must not block, where the system has one."""
+
 ConnectionError_ = (OSError,)
 """What a broken connection raises."""
 
@@ -54,6 +57,14 @@ class Stream:
     def send(self, data: bytes) -> None:
         """Sends all of it. One caller at a time."""
         self._socket.sendall(data)
+
+    def send_now(self, data: bytes) -> int:
+        """Sends what the socket takes without waiting; how much that was. While nobody is in `send`. What is wrong with the
+        connection shows at the next `send`."""
+        try:
+            return self._socket.send(data, DO_NOT_WAIT) if DO_NOT_WAIT else 0
+        except OSError:
+            return 0
 
     def receive(self) -> bytes:
         """Some bytes; empty at the end of the stream."""
@@ -112,6 +123,10 @@ class TLSStream(Stream):
         with self._lock:
             self._tls.write(data)
             self._flush()
+
+    def send_now(self, data: bytes) -> int:
+        """Nothing: writing in TLS may have to wait."""
+        return 0
 
     def receive(self) -> bytes:
         """Some bytes; empty at the end of the stream."""

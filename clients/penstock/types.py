@@ -88,6 +88,11 @@ class ReceiptHandle:
     first: int
     index: int
 
+    @property
+    def parts(self) -> tuple[bytes, int, int]:
+        """Receipt, segment and index."""
+        return self.receipt, self.first, self.index
+
     def __str__(self) -> str:
         return base64.urlsafe_b64encode(_HANDLE.pack(self.receipt, self.first, self.index)).decode().rstrip("=")
 
@@ -192,9 +197,15 @@ class ReceivedMessage:
         return _time(self._delivery.first_received_ms)
 
     @property
+    def parts(self) -> tuple[bytes, int, int]:
+        """Its handle without an object: receipt, segment and index."""
+        delivery = self._delivery
+        return delivery.receipt, delivery.first, self.index
+
+    @property
     def handle(self) -> ReceiptHandle:
         """What deletes it or changes its visibility."""
-        return ReceiptHandle(self._delivery.receipt, self._delivery.first, self.index)
+        return ReceiptHandle(*self.parts)
 
     @property
     def receipt_handle(self) -> str:

@@ -59,6 +59,16 @@ def test_sends_of_many_threads_travel_together(broker: FakeBroker) -> None:
     assert all(stored[one.result().sequence].body == b"%d" % number for number, one in enumerate(rest))
 
 
+def test_a_frame_larger_than_what_the_socket_takes_at_once_arrives_whole(broker: FakeBroker) -> None:
+    bodies = [bytes([number]) * 1_000_000 for number in range(12)]
+    with Client(broker.url) as client:
+        queue = client.queue("jobs")
+        queue.send_many(bodies)
+        for body in bodies:
+            queue.send(body)
+    assert broker.queue("jobs").bodies == bodies * 2
+
+
 def test_many_threads_share_a_client_without_losing_or_mixing_anything(broker: FakeBroker) -> None:
     def work(number: int, queue: Queue) -> list[SentMessage]:
         return [queue.send(b"%d/%d" % (number, turn)) for turn in range(100)]

@@ -57,6 +57,16 @@ async def test_a_lone_send_goes_out_at_once_in_a_frame_of_its_own(broker: FakeBr
     assert broker.queue("jobs").bodies == [b"one", b"two"]
 
 
+async def test_a_frame_larger_than_what_the_socket_takes_at_once_arrives_whole(broker: FakeBroker) -> None:
+    bodies = [bytes([number]) * 1_000_000 for number in range(12)]
+    async with AsyncClient(broker.url) as client:
+        queue = client.queue("jobs")
+        await queue.send_many(bodies)
+        for body in bodies:
+            await queue.send(body)
+    assert broker.queue("jobs").bodies == bodies * 2
+
+
 async def test_concurrent_sends_fill_the_next_frames_while_a_few_are_on_their_way(broker: FakeBroker) -> None:
     bodies = [b"%d" % number for number in range(2_000)]
     async with AsyncClient(broker.url) as client:
@@ -316,7 +326,8 @@ async def test_a_send_that_timed_out_is_never_sent_again(broker: FakeBroker) -> 
 
 async def test_sends_that_wait_behind_others_end_within_their_own_time(broker: FakeBroker) -> None:
     broker.fault("SendMessages", *[SILENT] * 4)
-    async with AsyncClient(broker.url, request_timeout=0.3) as client:
+    async with AsyncClient(broker.url, request_timeout=1) as client:
+        await client.ping()
         results = await send_all(client.queue("orders.fifo"), [b"%d" % number for number in range(1_400)], group="g")
     assert all(isinstance(result, RequestTimeout) for result in results)
 

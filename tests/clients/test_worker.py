@@ -196,6 +196,28 @@ async def test_a_worker_goes_on_after_a_lost_connection(broker: FakeBroker) -> N
     assert broker.queue("jobs").bodies == []
 
 
+async def test_a_worker_is_not_idle_while_it_has_no_connection(broker: FakeBroker) -> None:
+    seen = []
+    async with AsyncClient(broker.url) as client, anyio.create_task_group() as tasks:
+        queue = client.queue("jobs")
+        await queue.send(b"before")
+
+        async def handle(message: AsyncMessage) -> None:
+            seen.append(message.body)
+            if message.body == b"before":
+                broker.mute = True  # connections are taken, hellos not answered
+                broker.drop_all()
+
+        tasks.start_soon(AsyncWorker(queue, handle).run, 0.05)
+        await broker.until(lambda: broker.connections == 2)
+        with anyio.move_on_after(0.3):
+            await anyio.sleep_forever()
+        broker.mute = False
+        broker.drop_all()
+        await queue.send(b"after")
+    assert seen == [b"before", b"after"]
+
+
 async def test_what_ends_the_consumer_ends_the_worker(broker: FakeBroker) -> None:
     async def handle(message: AsyncMessage) -> None:
         raise AssertionError("there is nothing to handle")

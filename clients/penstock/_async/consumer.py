@@ -160,6 +160,12 @@ class AsyncConsumer:
         return self._closed or self._stopped
 
     @property
+    def is_open(self) -> bool:
+        """Whether the broker has been asked for messages, over a connection that stands."""
+        with self._link.mutex:
+            return self._request is not None and self._link.is_on_the_way(self._request)
+
+    @property
     def buffered(self) -> list[AsyncMessage]:
         """Messages that were pushed and not taken out yet."""
         with self._link.mutex:

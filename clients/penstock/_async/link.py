@@ -89,19 +89,25 @@ class Request:
 
 
 class Outbox:
-    """The bytes on their way to one connection's writer. The link's mutex guards it."""
+    """The bytes on their way to one connection. A writer task sends what has gathered since its last turn, so that many small
+    frames cost one system call; a frame that is alone goes out at once, without waking it. The link's mutex guards it."""
 
-    __slots__ = ("chunks", "ended", "wake")
+    __slots__ = ("chunks", "ended", "is_sending", "stream", "wake")
 
-    def __init__(self) -> None:
+    def __init__(self, stream: backend.Stream | None) -> None:
+        self.stream = stream
         self.chunks: list[bytes] = []
         self.wake = backend.Event()
+        self.is_sending = False
         self.ended = False
 
-    def put(self, data: bytes) -> None:
-        """Adds a frame."""
-        self.chunks.append(data)
-        self.wake.set()
+    def put(self, data: bytes, *, alone: bool) -> None:
+        """Adds a frame. `alone`: no other is likely to come with it."""
+        if alone and self.stream is not None and not self.is_sending and not self.chunks:
+            data = data[self.stream.send_now(data) :]
+        if data:
+            self.chunks.append(data)
+            self.wake.set()
 
 
 def operation_of(message: codec.Message, name: str | None = None) -> Operation:
@@ -121,7 +127,7 @@ class AsyncLink:
         self.is_started = False
         self._connection: ClientConnection | None = None
         self._stream: backend.Stream | None = None
-        self._outbox = Outbox()
+        self._outbox = Outbox(None)
         self._max_in_flight = 1
         self._max_long = 1
         self._long = 0
@@ -217,7 +223,8 @@ class AsyncLink:
         self._outstanding[correlation] = request
         if request.operation.waits:
             self._long += 1
-        self._outbox.put(data)
+        others = self._long if request.operation.waits else len(self._outstanding) - self._long
+        self._outbox.put(data, alone=others <= 1)
         return None
 
     def _post_waiting(self) -> list[tuple[Request, PenstockError]]:
@@ -236,7 +243,7 @@ class AsyncLink:
         with self.mutex:
             if self._connection is not None:
                 _, data = self._connection.request(operation_of(message), message)
-                self._outbox.put(data)
+                self._outbox.put(data, alone=False)
 
     def is_on_the_way(self, request: Request) -> bool:
         """Whether it was written to the current connection and not answered yet."""
@@ -397,7 +404,7 @@ class AsyncLink:
             self._max_in_flight = max(1, welcome.max_in_flight - 1)
             self._max_long = max(1, self._max_in_flight * 3 // 4)
             self._long = 0
-            self._outbox = outbox = Outbox()
+            self._outbox = outbox = Outbox(stream)
             refused = self._post_waiting()
         for request, problem in refused:
             request.on_done(None, problem)
@@ -420,6 +427,7 @@ class AsyncLink:
                     return
                 data = b"".join(outbox.chunks)
                 outbox.chunks.clear()
+                outbox.is_sending = bool(data)
                 if not data:
                     outbox.wake = wake = backend.Event()
             if not data:

@@ -132,9 +132,9 @@ class AsyncWorker:
         >>> worker.processed
         1
 
-    `run` ends after `stop`, or after `idle_seconds` without a message: what is in hand is finished, for at most `grace` seconds,
-    the rest goes back to the queue. `processed`, `failed` and `lost` (messages whose time ran out, or whose end could not be
-    told to the broker) count.
+    `run` ends after `stop`, or after `idle_seconds` with a connection and without a message: what is in hand is finished, for
+    at most `grace` seconds, the rest goes back to the queue. `processed`, `failed` and `lost` (messages whose time ran out, or
+    whose end could not be told to the broker) count.
     """
 
     def __init__(
@@ -207,6 +207,8 @@ class AsyncWorker:
                 if message is not None:
                     await self._handle(supply, message)
                     idle_since = backend.monotonic()
+                elif not supply.is_open:
+                    idle_since = backend.monotonic()  # there may be messages that nobody can tell us of
                 elif idle_seconds is not None and backend.monotonic() - idle_since >= idle_seconds and supply.is_idle:
                     return
         except PenstockError as error:

@@ -25,7 +25,7 @@ from penstock.errors import (
     fresh,
 )
 from penstock.outgoing import COLUMNS, Properties, entry_of
-from penstock.types import OutgoingMessage, ReceiptHandle, SentMessage, mask_bytes
+from penstock.types import OutgoingMessage, SentMessage, mask_bytes
 from penstock_protocol import codec
 from penstock_protocol import queue_messages as wire
 from penstock_protocol.errors import error_from_wire
@@ -299,15 +299,15 @@ class ReceiptBatch:
     def __len__(self) -> int:
         return len(self._masks)
 
-    def add(self, handle: ReceiptHandle, timeout_ms: int) -> tuple[int, int]:
-        """Adds a handle; returns its entry and its bit there."""
-        key = (handle.receipt, handle.first, timeout_ms)
+    def add(self, receipt: bytes, first: int, index: int, timeout_ms: int) -> tuple[int, int]:
+        """Adds a handle, in its parts; returns its entry and its bit there."""
+        key = (receipt, first, timeout_ms)
         entry = self._entries.get(key)
         if entry is None:
             entry = self._entries[key] = len(self._masks)
             self._masks.append(0)
             self._timeouts.append(timeout_ms)
-        bit = 1 << handle.index
+        bit = 1 << index
         self._masks[entry] |= bit
         return entry, bit
 
@@ -363,16 +363,16 @@ class Settler:
         self._on_the_way = 0
         self._sending = False
 
-    def join(self, handles: Iterable[ReceiptHandle], timeout_ms: int) -> list[Place]:
-        """Adds handles to the open batch; sends it if nothing holds it back."""
+    def join(self, handles: Iterable[tuple[bytes, int, int]], timeout_ms: int) -> list[Place]:
+        """Adds handles, in their parts, to the open batch; sends it if nothing holds it back."""
         places = []
         with self._link.mutex:
             batch = self._open
-            for handle in handles:
+            for receipt, first, index in handles:
                 if len(batch) >= BATCH_RECEIPTS:
                     self._full.append(batch)
                     batch = self._open = ReceiptBatch()
-                places.append((batch, *batch.add(handle, timeout_ms)))
+                places.append((batch, *batch.add(receipt, first, index, timeout_ms)))
                 if not batch.deadline:
                     batch.deadline = backend.monotonic() + self._link.options.request_timeout
             self._send_next()

@@ -208,10 +208,8 @@ class Queue:
     # Settling
 
     @staticmethod
-    def _handle(message: ReceivedMessage | ReceiptHandle | str) -> ReceiptHandle:
-        if isinstance(message, ReceivedMessage):
-            return message.handle
-        return ReceiptHandle.parse(message) if isinstance(message, str) else message
+    def _handle(message: ReceivedMessage | ReceiptHandle | str) -> tuple[bytes, int, int]:
+        return ReceiptHandle.parse(message).parts if isinstance(message, str) else message.parts
 
     def delete(self, message: ReceivedMessage | ReceiptHandle | str) -> None:
         """Removes a received message for good; durable when this returns. One that is gone already is fine.
@@ -233,10 +231,12 @@ class Queue:
         """The same for many; raises the first refusal, after all others were changed."""
         self._settle(self._changes, [self._handle(message) for message in messages], visibility_ms(seconds))
 
-    def _settle(self, settler: Settler, handles: list[ReceiptHandle], timeout_ms: int) -> None:
-        places = settler.join(handles, timeout_ms)
-        for batch, entry, bit in places:
-            batch.done.wait()
+    def _settle(self, settler: Settler, handles: list[tuple[bytes, int, int]], timeout_ms: int) -> None:
+        waited_for = None
+        for batch, entry, bit in settler.join(handles, timeout_ms):
+            if batch is not waited_for:
+                batch.done.wait()
+                waited_for = batch
             if batch.error is not None or batch.failures:
                 batch.check(entry, bit)
 
@@ -247,7 +247,7 @@ class Queue:
 
     def renew(self, messages: Iterable[ReceivedMessage], seconds: float) -> list[PenstockError | None]:
         """Hides messages in flight for another `seconds` from now; returns what became of each, in order: None, or its error."""
-        places = self._changes.join([message.handle for message in messages], visibility_ms(seconds))
+        places = self._changes.join([message.parts for message in messages], visibility_ms(seconds))
         outcomes: list[PenstockError | None] = []
         for batch, entry, bit in places:
             batch.done.wait()
