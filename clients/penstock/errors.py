@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from penstock_protocol.errors import (
     AuthenticationFailed,
     AuthenticationRequired,
@@ -42,6 +44,9 @@ from penstock_protocol.errors import (
     UnknownOperation,
     VersionNotSupported,
 )
+
+if TYPE_CHECKING:
+    from penstock.types import SentMessage
 
 
 class NotConnected(PenstockError):
@@ -90,7 +95,7 @@ class SendFailed(PenstockError):
     advice = "Look at .failures: each entry answers for itself."
 
     def __init__(
-        self, message: str = "", failures: dict[int, PenstockError] | None = None, sent: list[object] | None = None
+        self, message: str = "", failures: dict[int, PenstockError] | None = None, sent: list[SentMessage] | None = None
     ) -> None:
         super().__init__(message)
         self.failures = failures or {}

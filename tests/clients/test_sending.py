@@ -354,6 +354,22 @@ async def test_a_cancelled_send_disturbs_no_other_message_of_its_frame(broker: F
     assert broker.queue("orders.fifo").bodies == [b"in front", b"cancelled", b"other"]
 
 
+async def test_sends_that_wait_in_merged_frames_are_told_when_the_client_closes(broker: FakeBroker) -> None:
+    broker.fault("SendMessages", SILENT)
+    outcomes: list[SentMessage | PenstockError] = []
+    async with anyio.create_task_group() as tasks, AsyncClient(broker.url) as client:
+
+        async def send() -> None:
+            outcomes.extend(await send_all(client.queue("orders.fifo"), [b"%d" % number for number in range(1_200)], group="g"))
+
+        tasks.start_soon(send)
+        await broker.until(lambda: len(frames(broker)) == 1)
+        await turns()
+    assert len(outcomes) == 1_200
+    assert all(isinstance(outcome, ClientClosed) for outcome in outcomes)
+    assert len(frames(broker)) == 1
+
+
 async def test_sends_after_the_client_was_closed_say_so(broker: FakeBroker) -> None:
     async with AsyncClient(broker.url) as client:
         queue = client.queue("jobs")
