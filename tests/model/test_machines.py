@@ -245,8 +245,9 @@ class QueueMachine(RuleBasedStateMachine):
         living = self.memory.messages.values()
         delayed = sum(message.published and not message.count and message.visible_ms > now_ms for message in living)
         assert (queue.messages, queue.in_flight) == (len(living), sum(message.in_flight(now_ms) for message in living))
-        assert queue.delayed == delayed
-        assert queue.visible == sum(message.waits(now_ms) for message in living)
+        assert queue.visible + queue.delayed == delayed + sum(message.waits(now_ms) for message in living)
+        # (What became due behind a full window, in the store, is still counted as delayed.)
+        assert queue.delayed == delayed or (queue._due and queue.delayed > delayed)
         assert living or queue.size_bytes == 0
 
     @invariant()
@@ -259,12 +260,22 @@ class QueueMachine(RuleBasedStateMachine):
 
 
 class StandardMachine(QueueMachine):
-    """Adds delays of single messages."""
+    """Adds delays of single messages, and tenants."""
 
-    @rule(delays=st.lists(st.sampled_from((None, None, 0, 1_000, 60_000)), min_size=1, max_size=5), numbered=st.booleans())
-    def send(self, delays: list[int | None], numbered: bool) -> None:
+    @rule(
+        entries=st.lists(
+            st.tuples(st.sampled_from((None, None, 0, 1_000, 60_000)), st.sampled_from((None, "a", "a", "b", "c"))),
+            min_size=1,
+            max_size=5,
+        ),
+        numbered=st.booleans(),
+        tenants=st.booleans(),
+    )
+    def send(self, entries: list[tuple[int | None, str | None]], numbered: bool, tenants: bool) -> None:
         """Sends a batch."""
-        self._send(len(delays), numbered=numbered, delays_ms=delays if any(delays) else None)
+        delays = [delay for delay, _ in entries]
+        groups = [group for _, group in entries] if tenants else None
+        self._send(len(entries), numbered=numbered, delays_ms=delays if any(delays) else None, groups=groups)
 
 
 class FifoMachine(QueueMachine):

@@ -18,6 +18,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import heapq
+from collections import deque
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -53,6 +54,7 @@ from penstock_broker.queues.entries import check_entry, check_shape
 from penstock_broker.queues.fifo import FifoReady
 from penstock_broker.queues.ready import StandardReady, Taken
 from penstock_broker.queues.segment import (
+    OVERHEAD_BYTES,
     Columns,
     Run,
     Segment,
@@ -169,8 +171,9 @@ class Queue:
         self._missing: dict[int, Segment] = {}
         # Due, but without content; on a FIFO queue also what became due behind them.
         self._owed: dict[int, Segment] = {}
-        # Due on a FIFO queue while older messages, which never had a delay, are in the store only.
-        self._behind: dict[int, Segment] = {}
+        # Due, in order, but there is no room yet; on a FIFO queue also while older messages are in the store only, which
+        # never had a delay.
+        self._due: deque[Segment] = deque()
         self._loading = False
         # Dead segments that a load may still bring: until their end is durable, and no load began before that.
         self._dying: set[int] = set()
@@ -423,6 +426,8 @@ class Queue:
             return None, None
         max_received = self.settings.max_receive_count if dead_letter else 0
         taken = self._ready.take(min(max_messages, room), max_bytes, max_received, now_ms)
+        if self._due:
+            self._admit_due()
         for segment in taken.missing:
             self._missing[segment.first] = segment
         self._leave_deliveries(taken.dead)
@@ -535,6 +540,8 @@ class Queue:
         """Takes visible messages out without a delivery, for a move task; the caller buries them."""
         self.expire(now_ms)
         taken = self._ready.take(max_messages, limits.PAGE_BYTES, 0, now_ms)
+        if self._due:
+            self._admit_due()
         for segment in taken.missing:
             self._missing[segment.first] = segment
         self._leave_deliveries(taken.runs)
@@ -703,18 +710,38 @@ class Queue:
         while self._delayed and self._delayed[0][0] <= now_ms:
             _, _, segment = heapq.heappop(self._delayed)
             self._delayed_messages -= segment.live
-            if segment.live:
-                woke = self._arrive(segment) or woke
+            self._due.append(segment)
+        woke = self._admit_due() or woke
         if now_ms >= self._sweep_ms:
             self._expire_old(now_ms)
         return woke
 
+    @property
+    def _admits(self) -> bool:
+        """Whether the first of what is due may become visible now."""
+        if not self._due or (self.fifo and self._more):
+            return False
+        # (What never had a delay and waits in the store has its turn too.)
+        bound = self._low_water // 2 if self._more else self._window
+        return self._ready.messages < bound and self._has_content_room and not self._missing
+
+    def _admit_due(self) -> bool:
+        """Makes visible what is due, as far as there is room in memory. Whether there was any."""
+        woke = False
+        asked_bytes = 0
+        admits = self._admits
+        while admits:
+            segment = self._due.popleft()
+            if self.segments.get(segment.first) is segment and segment.live:
+                if segment.columns is None:
+                    asked_bytes += segment.size_bytes + OVERHEAD_BYTES * segment.count
+                woke = self._arrive(segment) or woke
+            # (What is without content is asked for a page at a time.)
+            admits = asked_bytes < limits.PAGE_BYTES if asked_bytes and self._due else self._admits
+        return woke
+
     def _arrive(self, segment: Segment) -> bool:
         """Messages of a resident segment become visible for the first time."""
-        if self.fifo and segment.due_ms and (self._more or self._behind):
-            segment.arrived = False
-            self._behind[segment.first] = segment
-            return False
         if segment.columns is None or (self.fifo and self._owed):
             segment.arrived = False
             self._owed[segment.first] = segment
@@ -771,6 +798,8 @@ class Queue:
         deadline = timers[0][0] if timers else _FOREVER_MS
         if self._delayed:
             deadline = min(deadline, self._delayed[0][0])
+        if self._admits:
+            deadline = min(deadline, self._due[0].due_ms)
         if self.segments:
             deadline = min(deadline, self._sweep_ms)
         return deadline if deadline < _FOREVER_MS else None
@@ -890,7 +919,8 @@ class Queue:
 
     def _publish_delayed(self, segment: Segment) -> None:
         key = (segment.due_ms, segment.first)
-        if key > self._delayed_cursor and (self._more_delayed or len(self._delayed) >= limits.DELAYED_SEGMENTS):
+        held = len(self._delayed) + len(self._due)
+        if key > self._delayed_cursor and (self._more_delayed or held >= limits.DELAYED_SEGMENTS):
             self._more_delayed = True
             self._skips += 1
             self._unloaded_delayed += segment.count
@@ -898,21 +928,39 @@ class Queue:
         self._delayed_cursor = max(self._delayed_cursor, key)
         self._hold(segment)
         self._push_delayed(segment)
-        if len(self._delayed) > 2 * limits.DELAYED_SEGMENTS:
-            self._delayed.sort()
-            for _, _, dropped in self._delayed[limits.DELAYED_SEGMENTS :]:
-                self._delayed_messages -= dropped.live
-                self._unloaded_delayed += dropped.live
-                self._drop_content(dropped)
-                del self.segments[dropped.first]
-            del self._delayed[limits.DELAYED_SEGMENTS :]
-            self._delayed_cursor = self._delayed[-1][:2]
-            self._more_delayed = True
-            self._skips += 1
+        if held >= 2 * limits.DELAYED_SEGMENTS:
+            self._leave_last_delayed()
+
+    def _leave_last_delayed(self) -> None:
+        """Keeps those due first in memory and leaves the others to the store."""
+        ordered = sorted([(segment.due_ms, segment.first, segment) for segment in self._due] + self._delayed)
+        delayed = {segment.first for _, _, segment in self._delayed}
+        kept = ordered[: limits.DELAYED_SEGMENTS]
+        for entry in ordered[limits.DELAYED_SEGMENTS :]:
+            segment = entry[2]
+            if segment.taken or self.segments.get(segment.first) is not segment:
+                kept.append(entry)
+                continue
+            if segment.first in delayed:
+                self._delayed_messages -= segment.live
+            if segment.due_ms > self._loaded_ms:
+                self._unloaded_delayed += segment.live
+            self._drop_content(segment)
+            del self.segments[segment.first]
+        self._due = deque(entry[2] for entry in kept if entry[1] not in delayed)
+        self._delayed = [entry for entry in kept if entry[1] in delayed]
+        self._delayed_cursor = ordered[limits.DELAYED_SEGMENTS - 1][:2]
+        self._more_delayed = True
+        self._skips += 1
 
     def _push_delayed(self, segment: Segment) -> None:
         heapq.heappush(self._delayed, (segment.due_ms, segment.first, segment))
         self._delayed_messages += segment.live
+        self._drop_excess_content(segment)
+
+    def _drop_excess_content(self, segment: Segment) -> None:
+        if self.content_bytes > limits.CONTENT_BYTES and segment.columns is not None:
+            self._drop_content(segment)
 
     def _hold(self, segment: Segment) -> None:
         self.segments[segment.first] = segment
@@ -946,17 +994,32 @@ class Queue:
             return None
         want: LoadArrivals | LoadContent | None = None
         if self._missing:
-            keys = [segment.key(self.log_id) for segment in self._missing.values()]
-            want = LoadContent(keys[: limits.PAGE_SEGMENTS])
+            want = LoadContent(self._missing_page())
         elif self._more and self._ready.messages < self._low_water and self._has_content_room:
             if self.fifo and self.content_bytes >= limits.CONTENT_BYTES:
                 # All that waits is locked: its content makes room for groups that can be served.
                 self.shed()
             want = LoadArrivals(self._cursor, 0, self._skips)
-        elif self._more_delayed and not (self.fifo and self._more) and len(self._delayed) < limits.DELAYED_SEGMENTS // 2:
+        elif self._more_delayed and not (self.fifo and self._more) and self._has_delayed_room:
             want = LoadArrivals(self._delayed_cursor, _FOREVER_MS, self._skips)
         self._loading = want is not None
         return want
+
+    @property
+    def _has_delayed_room(self) -> bool:
+        # (The next page comes after all that is in memory: while something due waits there for room, it has time.)
+        held = len(self._delayed) + len(self._due)
+        return held < limits.DELAYED_SEGMENTS // 2 and not (self._due and self.content_bytes > limits.CONTENT_BYTES)
+
+    def _missing_page(self) -> list[SegmentKey]:
+        keys: list[SegmentKey] = []
+        room = limits.PAGE_BYTES
+        for segment in self._missing.values():
+            if keys and (room < segment.size_bytes or len(keys) == limits.PAGE_SEGMENTS):
+                break
+            room -= segment.size_bytes
+            keys.append(segment.key(self.log_id))
+        return keys
 
     @property
     def _has_content_room(self) -> bool:
@@ -1005,7 +1068,11 @@ class Queue:
                 self._count_content(segment.memory_bytes())
             self._missing.pop(segment.first, None)
             self._early.discard(segment.first)
-            if was_due:
+            if was_due and row.due_ms:
+                segment.arrived = True
+                self._due.append(segment)
+                self._drop_excess_content(segment)
+            elif was_due:
                 woke = self._arrive(segment) or woke
             else:
                 segment.arrived = True
@@ -1016,9 +1083,7 @@ class Queue:
             self._more_delayed = not complete or want.skips != self._skips
         else:
             self._more = not complete or want.skips != self._skips
-            if self._behind and not self._more:
-                behind, self._behind = self._behind, {}
-                woke = self._arrive_all(behind) or woke
+        woke = self._admit_due() or woke
         if woke or rows:
             self._sweep_ms = min(self._sweep_ms, now_ms)
         return woke
@@ -1048,20 +1113,16 @@ class Queue:
 
         (A segment of which messages had been received when the queue was loaded is not owed: its page brings it.)"""
         owed, self._owed = self._owed, {}
-        self._arrive_all(owed)
-
-    def _arrive_all(self, segments: dict[int, Segment]) -> bool:
-        woke = False
-        for segment in segments.values():
+        for segment in owed.values():
             if self.segments.get(segment.first) is segment and segment.live:
-                woke = self._arrive(segment) or woke
-        return woke
+                self._arrive(segment)
+        self._admit_due()
 
     @property
     def may_load(self) -> bool:
         """Whether a load is under way, or needed before it is certain that nothing can be received now."""
         beyond = self._more and self._ready.messages < self._low_water and not self._ready.can_serve
-        return self._loading or bool(self._missing) or beyond
+        return self._loading or bool(self._missing) or beyond or self._admits
 
     def load_failed(self) -> None:
         """The load raised: it may be asked for again."""
@@ -1115,7 +1176,7 @@ class Queue:
         self._delayed.clear()
         self._missing.clear()
         self._owed.clear()
-        self._behind.clear()
+        self._due.clear()
         self._early.clear()
         self.messages = self.size_bytes = self.in_flight = 0
         self._delayed_messages = self._unloaded_delayed = 0
@@ -1132,7 +1193,7 @@ class Queue:
 
     @property
     def delayed(self) -> int:
-        """Messages that are not due yet."""
+        """Messages that are not due yet (of those in the store only: that were not when they were left there)."""
         return self._delayed_messages + self._unloaded_delayed
 
     @property
