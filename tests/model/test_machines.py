@@ -34,6 +34,8 @@ SMALL = {
     "DELAYED_SEGMENTS": 2,
     "CONTENT_BYTES": 1_500,
     "RESERVE_SEQUENCES": 5,
+    "REWRITE_BYTES": 10,
+    "REWRITES": 1,
 }
 """Limits that a few messages reach."""
 

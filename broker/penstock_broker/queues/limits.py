@@ -53,6 +53,10 @@ SEGMENT_MESSAGES: Final = 1_000
 """Messages in one segment: its bit masks stay small."""
 SEGMENT_BYTES: Final = 1_048_576
 """A segment is closed once it holds this much: paging one in stays cheap."""
+REWRITE_BYTES: Final = 64 * 1_024
+"""A segment that had at least this much, and of which less than a quarter lives, is rewritten with its living rest."""
+REWRITES: Final = 4
+"""Segments rewritten with one commit."""
 WINDOW_MESSAGES: Final = 20_000
 """Visible messages of one standard queue that wait in memory; the rest waits in the store."""
 FIFO_WINDOW_MESSAGES: Final = 100_000

@@ -189,6 +189,7 @@ class Queue:
         self._dirty_segments: dict[int, Segment] = {}
         self._dead_deliveries: list[int] = []
         self._dead_segments: list[Segment] = []
+        self._sparse: dict[int, Segment] = {}
         self._trimmed = False
 
     @classmethod
@@ -242,6 +243,7 @@ class Queue:
                 self._ready.restore(run)
                 self._start_timer([run], run.visible_ms)
             else:
+                segment.again |= run.mask
                 self._ready.put(run)
         if delivery.runs:
             self.deliveries[row.number] = delivery
@@ -440,6 +442,8 @@ class Queue:
         if any(run.received for run in taken.runs):
             self._leave_deliveries(taken.runs)
         for run in taken.runs:
+            if run.received:
+                run.segment.again &= ~run.mask
             run.received += 1
             run.first_received_ms = run.first_received_ms or now_ms
             run.visible_ms = visible_ms
@@ -610,10 +614,12 @@ class Queue:
         before = segment.deleted_bytes
         count = segment.delete(mask)
         segment.taken &= ~mask
+        segment.again &= ~mask
         self.messages -= count
         self.size_bytes -= segment.deleted_bytes - before
         if segment.live:
             self._dirty_segments[segment.first] = segment
+            self._note_sparse(segment)
         elif self.segments.pop(segment.first, None) is not None:
             self._dirty_segments.pop(segment.first, None)
             self._missing.pop(segment.first, None)
@@ -682,6 +688,7 @@ class Queue:
         self.in_flight -= count
         self._ready.leave(run, now_ms - run.delivery.taken_ms, now_ms)
         run.waiting = True
+        run.segment.again |= run.mask
         self._ready.put(run)
 
     # Time
@@ -847,6 +854,7 @@ class Queue:
             commit.delete_segments.append(segment.key(log_id))
             if segment.stored_state:
                 commit.delete_states.append((log_id, segment.first))
+        self._rewrite_sparse(commit)
         for segment in self._dirty_segments.values():
             commit.upsert_states.append(
                 StateRow(log_id, segment.first, mask_bytes(segment.deleted), segment.count - segment.live, segment.deleted_bytes)
@@ -870,6 +878,39 @@ class Queue:
             self._reserved = self._next + limits.RESERVE_SEQUENCES
             commit.reservations.append((log_id, self._reserved))
         return Publication(segments, dead)
+
+    def _note_sparse(self, segment: Segment) -> None:
+        """A segment that is mostly dead is rewritten, once its content happens to be in memory."""
+        if (
+            segment.deleted
+            and segment.columns is not None
+            and segment.size_bytes >= limits.REWRITE_BYTES
+            and 4 * segment.living_bytes < segment.size_bytes
+        ):
+            self._sparse[segment.first] = segment
+
+    def _rewrite_sparse(self, commit: Commit) -> None:
+        for first in list(self._sparse)[: limits.REWRITES]:
+            segment = self._sparse.pop(first)
+            if self.segments.get(first) is not segment or segment.columns is None:
+                continue
+            before = segment.living_bytes
+            self._count_content(-segment.memory_bytes())
+            segment.keep_living()
+            self._count_content(segment.memory_bytes())
+            self.size_bytes += segment.living_bytes - before
+            commit.rewrites.append(
+                SegmentRow(
+                    self.log_id,
+                    segment.due_ms,
+                    first,
+                    segment.count,
+                    segment.size_bytes,
+                    segment.sent_ms,
+                    segment.columns.pack(),
+                )
+            )
+            self._dirty_segments[first] = segment
 
     def publish(self, publication: Publication) -> bool:
         """The commit is durable: its messages may be received. Whether any became visible now."""
@@ -976,7 +1017,7 @@ class Queue:
 
     def _drop_delivered_content(self, segment: Segment) -> None:
         if segment.columns is not None and (
-            segment.first in self._early or not segment.all_mask & ~segment.deleted & ~segment.taken
+            segment.first in self._early or not segment.all_mask & ~segment.deleted & ~(segment.taken ^ segment.again)
         ):
             self._drop_content(segment)
 
@@ -1068,6 +1109,7 @@ class Queue:
                 self._count_content(segment.memory_bytes())
             self._missing.pop(segment.first, None)
             self._early.discard(segment.first)
+            self._note_sparse(segment)
             if was_due and row.due_ms:
                 segment.arrived = True
                 self._due.append(segment)
@@ -1104,6 +1146,7 @@ class Queue:
             if segment.columns is None:
                 segment.columns = Columns.unpack(loaded.segment.payload)
                 self._count_content(segment.memory_bytes())
+                self._note_sparse(segment)
             woke = True
         self._pay_owed()
         return woke
@@ -1171,6 +1214,7 @@ class Queue:
         self._dirty_deliveries.clear()
         self._dirty_segments.clear()
         self._dead_segments.clear()
+        self._sparse.clear()
         self._visibility.clear()
         self._timed_runs = 0
         self._delayed.clear()

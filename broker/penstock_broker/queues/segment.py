@@ -96,6 +96,7 @@ class Segment:
     """Messages committed together, what is deleted of them, and their content while it is in memory."""
 
     __slots__ = (
+        "again",
         "arrived",
         "columns",
         "count",
@@ -133,6 +134,8 @@ class Segment:
         self.live = count
         self.stored_state = False
         self.taken = 0
+        self.again = 0
+        """Of what was taken: what waits again, so that its content is needed."""
         self.arrived = True
 
     @property
@@ -165,6 +168,26 @@ class Segment:
             wanted = self.deleted_bytes + self.bytes_of(gone)
             self.deleted_bytes = min(wanted, self.size_bytes) if self.live else self.size_bytes
         return count
+
+    @property
+    def living_bytes(self) -> int:
+        """What is not deleted counts against limits."""
+        return self.size_bytes - self.deleted_bytes
+
+    def keep_living(self) -> None:
+        """Forgets the content of what is deleted, at its place; sizes are exact from here on."""
+        assert self.columns is not None
+        kept = Columns()
+        for index, body in enumerate(self.columns.bodies):
+            if self.deleted >> index & 1:
+                kept.append(b"", {})
+            else:
+                kept.append(body, self.columns.row(index))
+        self.columns = kept
+        sizes = sizes_of(kept)
+        self.sizes = sizes
+        self.size_bytes = sizes * self.count if isinstance(sizes, int) else sum(sizes)
+        self.deleted_bytes = 0
 
     def memory_bytes(self) -> int:
         """About what its content costs in memory."""
