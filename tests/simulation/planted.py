@@ -88,7 +88,13 @@ def _answer_at_once(original: Any) -> Any:
         def at_once(one: Any, reply: Any) -> None:
             one.reply(reply)
 
-        with mock.patch.object(self, "_when_durable", at_once):
+        def delivered_at_once(waiter: Any, reply: Any, number: int) -> None:
+            waiter.call.reply(reply)
+
+        with (
+            mock.patch.object(self, "_when_durable", at_once),
+            mock.patch.object(self, "_deliver_when_durable", delivered_at_once),
+        ):
             original(self, call, request)
 
     return handle
