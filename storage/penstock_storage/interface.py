@@ -275,6 +275,14 @@ class Store(Protocol):
         """Segments with (due_ms, first) > `after` and due_ms <= `until_due_ms`, in that order, from the trim point on,
         with payload and state. Stops after `max_segments`, or after the one that brings the payloads to `max_bytes`."""
 
+    def load_stream(self, log_id: LogId, position: int, max_segments: int, max_bytes: int) -> list[SegmentRow]:
+        """Segments in the order of `first`, with payload, beginning with the one that contains `position`, or else the first
+        after it, from the trim point on. Stops after `max_segments`, or after the one that brings the payloads to `max_bytes`.
+        For logs whose segments all have due_ms 0 and no states; costs the same however long the log is."""
+
+    def load_heads(self, log_id: LogId, position: int, limit: int) -> list[SegmentRow]:
+        """Like `load_stream`, without payload, at most `limit`. Does not notice that a payload is corrupt."""
+
     def load_segments(self, keys: Sequence[SegmentKey]) -> list[LoadedSegment]:
         """These segments with payload and state, in the order of the keys; missing ones are left out."""
 

@@ -35,12 +35,14 @@ from penstock_storage.interface import (
     StoreError,
 )
 from penstock_storage.schema import credentials, meta, nodes, resources, slots
-from penstock_storage.statements import LOCATED_WIDTH
+from penstock_storage.statements import LOCATED_WIDTH, SEGMENT_HEAD
 
 logger = logging.getLogger(__name__)
 
 FIRSTS_AT_ONCE = 1000
 """How many segments one statement looks up."""
+
+NO_STATE = (None,) * (LOCATED_WIDTH - len(SEGMENT_HEAD))
 
 
 class Loader:
@@ -198,6 +200,43 @@ class Loader:
                         return found
         return found
 
+    def load_stream(self, log_id: LogId, position: int, max_segments: int, max_bytes: int) -> list[SegmentRow]:
+        """See Store.load_stream."""
+        parameters = (position, log_id, position, log_id)
+        return self._load_from(self._statements.load_stream, parameters, position, max_segments, max_bytes)
+
+    def load_heads(self, log_id: LogId, position: int, limit: int) -> list[SegmentRow]:
+        """See Store.load_heads."""
+        return self._load_from(self._statements.load_heads, (log_id, position, log_id), position, limit, None)
+
+    def _load_from(
+        self, text: str, parameters: tuple[int, ...], position: int, max_segments: int, max_bytes: int | None
+    ) -> list[SegmentRow]:
+        """Rows of SEGMENT_HEAD and, with `max_bytes`, checksum and payload: in order, from the one that contains the position."""
+        found: list[SegmentRow] = []
+        total_bytes = 0
+        after = -1
+        more = max_segments > 0
+        while more:
+            more, seen = False, 0
+            limits: tuple[int, ...] = ()
+            if self._database.limits_rows:
+                limits = (after, max_segments) if max_bytes is None else (after, max_segments, max(1, max_bytes - total_bytes))
+            with self._database.read() as reader:
+                for row in reader.execute(text, parameters + limits):
+                    after, seen = row[2], seen + 1
+                    segment = self._verified_in_stream(row, position)
+                    if segment is None:
+                        more = self._database.limits_rows
+                    elif segment.first + segment.count > position:
+                        found.append(segment)
+                        total_bytes += len(segment.payload or b"")
+                        if len(found) == max_segments or (max_bytes is not None and total_bytes >= max_bytes):
+                            return found
+            # A full page that one segment before the position was on.
+            more = more or (self._database.limits_rows and seen == max_segments)
+        return found
+
     def load_segments(self, keys: Sequence[SegmentKey]) -> list[LoadedSegment]:
         """See Store.load_segments."""
         wanted: defaultdict[LogId, list[int]] = defaultdict(list)
@@ -233,8 +272,8 @@ class Loader:
         payload = row[-1] if len(row) > LOCATED_WIDTH else None
         try:
             good = checksum.segment_head(log_id, due_ms, first, count, size_bytes, sent_ms) == head_sum
-            if payload is not None:
-                good = good and checksum.segment(head_sum, payload) == row[-2]
+            if len(row) > LOCATED_WIDTH:
+                good = good and checksum.segment(head_sum, row[-1]) == row[-2]
         except (struct.error, TypeError):
             good = False
         state = None
@@ -244,12 +283,24 @@ class Loader:
         if not good:
             fields = {
                 "count": count, "size_bytes": size_bytes, "sent_ms": sent_ms, "head_checksum": head_sum,
-                "checksum": row[-2] if payload is not None else None,
+                "checksum": row[-2] if len(row) > LOCATED_WIDTH else None,
             }  # fmt: skip
             self._quarantine(log_id, "segments", due_ms, first, fields, payload)
             return None
         payload = None if payload is None else bytes(payload)
         return LoadedSegment(SegmentRow(log_id, due_ms, first, count, size_bytes, sent_ms, payload), state)
+
+    def _verified_in_stream(self, row: Any, position: int) -> SegmentRow | None:
+        """A row of SEGMENT_HEAD and perhaps checksum and payload; None when it goes to quarantine.
+
+        The payload of a segment that ends before the position was not read."""
+        head, content = (*row[: len(SEGMENT_HEAD)], *NO_STATE), row[len(SEGMENT_HEAD) :]
+        if content and content[-1] is None:
+            loaded = self._verified(head)
+            if loaded is None or loaded.segment.first + loaded.segment.count <= position:
+                return None if loaded is None else loaded.segment
+        loaded = self._verified((*head, *content))
+        return None if loaded is None else loaded.segment
 
     def _verified_state(
         self, log_id: LogId, first: int, deleted: Any, deleted_count: int, deleted_bytes: int, stored_sum: int

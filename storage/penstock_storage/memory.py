@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import itertools
 import threading
 from bisect import bisect_left, bisect_right, insort
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from penstock_storage.interface import (
     Commit,
@@ -236,6 +237,29 @@ class MemoryStore:
                     break
             return found
 
+    def load_stream(self, log_id: LogId, position: int, max_segments: int, max_bytes: int) -> list[SegmentRow]:
+        """See Store.load_stream."""
+        with self._disk.lock:
+            self._load()
+            found: list[SegmentRow] = []
+            total_bytes = 0
+            for row in self._stream(log_id, position):
+                if len(found) >= max_segments or (found and total_bytes >= max_bytes):
+                    break
+                log = self._disk.logs[log_id]
+                loaded = self._read(log, (row.due_ms, row.first), True)
+                if loaded is not None:
+                    found.append(loaded.segment)
+                    total_bytes += len(loaded.segment.payload or b"")
+            return found
+
+    def load_heads(self, log_id: LogId, position: int, limit: int) -> list[SegmentRow]:
+        """See Store.load_heads."""
+        with self._disk.lock:
+            self._load()
+            rows = itertools.islice(self._stream(log_id, position), max(0, limit))
+            return [dataclasses.replace(row, payload=None) for row in rows]
+
     def load_segments(self, keys: Sequence[SegmentKey]) -> list[LoadedSegment]:
         """See Store.load_segments."""
         with self._disk.lock:
@@ -319,6 +343,17 @@ class MemoryStore:
             self._met.add(row.key)
             return None
         return LoadedSegment(row if with_payload else dataclasses.replace(row, payload=None), log.states.get(row.first))
+
+    def _stream(self, log_id: LogId, position: int) -> Iterator[SegmentRow]:
+        """What load_stream and load_heads read, whether it has decayed or not."""
+        log = self._living(log_id)
+        if log is None:
+            return
+        start = max(bisect_right(log.order, (0, position)) - 1, bisect_left(log.order, (0, log.trimmed)))
+        for at in range(start, len(log.order)):
+            row = log.segments[log.order[at]]
+            if row.first + row.count > position:
+                yield row
 
     def _check(self, commit: Commit) -> None:
         """Refuses before anything is applied what a database would refuse half way."""

@@ -34,6 +34,7 @@ from penstock_storage.interface import (
     LogRow,
     ResourceRow,
     SegmentKey,
+    SegmentRow,
     StoreFull,
     StoreUnreachable,
 )
@@ -201,6 +202,14 @@ class SqlStore:
     ) -> list[LoadedSegment]:
         """See Store.load_arrivals."""
         return self._loader.load_arrivals(log_id, after, until_due_ms, max_segments, max_bytes)
+
+    def load_stream(self, log_id: LogId, position: int, max_segments: int, max_bytes: int) -> list[SegmentRow]:
+        """See Store.load_stream."""
+        return self._loader.load_stream(log_id, position, max_segments, max_bytes)
+
+    def load_heads(self, log_id: LogId, position: int, limit: int) -> list[SegmentRow]:
+        """See Store.load_heads."""
+        return self._loader.load_heads(log_id, position, limit)
 
     def load_segments(self, keys: Sequence[SegmentKey]) -> list[LoadedSegment]:
         """See Store.load_segments."""

@@ -98,6 +98,8 @@ class Statements:
     load_deliveries: str
     load_deduplication: str
     load_arrivals: str
+    load_stream: str
+    load_heads: str
     load_segments: str
     locate_segments: str
     load_segment_size: str
@@ -184,6 +186,42 @@ def compile_statements(dialect: sa.Dialect) -> Statements:
         ).order_by(seg.due_ms, seg.first)
         arrival_order = ("log_id", "after_due_ms", "after_first", "until_due_ms")
         these_firsts = seg.first.in_(sa.select(sa.func.json_each(b("firsts", type_=sa.Text)).table_valued("value").c.value))
+
+    # A scalar that is computed once, rather than a join: so it bounds the walk along segments_by_first in every plan.
+    earlier = segments.alias("earlier")
+    reached = sa.select(sa.func.max(earlier.c.first)).where(
+        earlier.c.log_id == logs.c.log_id,
+        earlier.c.first <= b("same_position", type_=sa.BigInteger),
+        earlier.c.first >= logs.c.trimmed,
+    )
+    start = sa.select(sa.func.coalesce(reached.scalar_subquery(), logs.c.trimmed)).where(
+        logs.c.log_id == b("same_log_id"), logs.c.garbage == zero
+    )
+    from_start = sa.and_(seg.log_id == b("log_id"), seg.first >= start.scalar_subquery())
+    heads = sa.select(*SEGMENT_HEAD).where(from_start).order_by(seg.first)
+    # The segment at the start may end before the position. Its head comes all the same, to be verified: its count may be
+    # what has decayed. Nothing here can overflow, whatever the count is.
+    contains = b("position", type_=sa.BigInteger) - seg.first < seg.count
+    stream: sa.Select[Any] = (
+        sa.select(*SEGMENT_HEAD, seg.checksum, sa.case((contains, seg.payload)).label("payload"))
+        .where(from_start)
+        .order_by(seg.first)
+    )
+    heads_order: tuple[str, ...] = ("log_id", "same_position", "same_log_id")
+    stream_order: tuple[str, ...] = ("position", "log_id", "same_position", "same_log_id")
+    if shared:
+        later = seg.first > b("after", type_=sa.BigInteger)
+        heads = heads.where(later).limit(b("max_segments", type_=sa.BigInteger))
+        rows = stream.where(later).limit(b("max_segments", type_=sa.BigInteger)).subquery("rows")
+        length = sa.func.coalesce(sa.func.octet_length(rows.c.payload), zero)
+        page = sa.select(rows, (sa.func.sum(length).over(order_by=rows.c.first) - length).label("before")).subquery("page")
+        stream = (
+            sa.select(*(page.c[column.name] for column in rows.c))
+            .where(page.c.before < b("max_bytes", type_=sa.BigInteger))
+            .order_by(page.c.first)
+        )
+        heads_order += ("after", "max_segments")
+        stream_order += ("after", "max_segments", "max_bytes")
 
     def upsert(table: sa.Table) -> str:
         return _text(dialect, _upsert(dialect, table), *(column.name for column in table.columns))
@@ -308,6 +346,8 @@ def compile_statements(dialect: sa.Dialect) -> Statements:
             "log_id", "since_ms",
         ),
         load_arrivals=text(arrivals, *arrival_order),
+        load_stream=text(stream, *stream_order),
+        load_heads=text(heads, *heads_order),
         load_segments=text(
             whole_columns.select_from(by_number).where(seg.log_id == b("log_id"), these_firsts), "log_id", "firsts"
         ),

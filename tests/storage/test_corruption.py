@@ -100,6 +100,60 @@ def test_a_page_is_filled_with_good_segments_however_many_are_corrupt(damaged: D
     assert firsts(store.load_arrivals(LOG, (0, 9), 0, 2, 10**6)) == [10]
 
 
+def test_a_page_of_a_stream_is_filled_with_good_segments_however_many_are_corrupt(damaged: Damaged) -> None:
+    store = damaged.store
+    rows = [segment(7, 10 * number, 10, payload=b"x" * 100) for number in range(1, 11)]
+    store.commit(with_queue(store), Commit(insert_segments=rows))
+    damaged.tamper("UPDATE segments SET payload = X'00' WHERE first IN (10, 20, 30, 50, 80)", 5)
+    for position, expected in [(0, [40, 60]), (15, [40, 60]), (30, [40, 60]), (45, [40, 60]), (70, [70, 90]), (95, [90, 100])]:
+        assert [row.first for row in store.load_stream(LOG, position, 2, 10**6)] == expected, position
+        assert [row.first for row in store.load_stream(LOG, position, 9, 101)] == expected, position
+    assert [row.first for row in store.load_stream(LOG, 100, 2, 10**6)] == [100]
+    assert store.quarantined == 5
+    # Without payload nothing shows of it.
+    assert [row.first for row in store.load_heads(LOG, 0, 4)] == [10, 20, 30, 40]
+    damaged.tamper("UPDATE segments SET size_bytes = 1 WHERE first IN (10, 20, 30)", 3)
+    assert [row.first for row in store.load_heads(LOG, 0, 2)] == [40, 50]
+
+
+@pytest.mark.parametrize("count", [0, -1, 1, 11, -(2**63), 2**63 - 1])
+@pytest.mark.parametrize("position", [20, 25, 29, 30])
+def test_a_corrupt_count_is_noticed_wherever_a_stream_is_read_from(damaged: Damaged, count: int, position: int) -> None:
+    store = damaged.store
+    store.commit(with_queue(store), Commit(insert_segments=[segment(7, first, 10) for first in (10, 20, 30)]))
+    damaged.tamper("UPDATE segments SET count = COUNT WHERE first = 20".replace("COUNT", str(count)))
+    expected = 1 if position < 30 else 0
+    assert [row.first for row in store.load_heads(LOG, position, 9)] == [30]
+    assert store.quarantined == expected
+    assert [row.first for row in store.load_stream(LOG, position, 9, 10**6)] == [30]
+    assert store.quarantined == expected
+    assert damaged.rows("SELECT key_1, key_2 FROM quarantine") == [(0, 20)] * expected
+
+
+def test_a_payload_that_decayed_to_nothing_is_not_served(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "store.db"
+    damaged = Damaged(f"sqlite:///{path}")
+    store = damaged.store
+    store.commit(with_queue(store), Commit(insert_segments=[segment(7, 10, 10), segment(7, 20, 10)]))
+    store.close()
+    connection = sqlite3.connect(path)
+    connection.execute("PRAGMA writable_schema = ON")
+    connection.execute("UPDATE sqlite_master SET sql = replace(sql, 'payload BLOB NOT NULL', 'payload BLOB')")
+    connection.commit()
+    connection.close()
+    damaged.tamper("UPDATE segments SET payload = NULL WHERE first = 10")
+    for load in ("load_stream", "load_arrivals", "load_segments"):
+        store = SqlStore.open(damaged.url, reserve_bytes=0)
+        if load == "load_stream":
+            assert [row.first for row in store.load_stream(LOG, 15, 9, 10**6)] == [20]
+        elif load == "load_arrivals":
+            assert firsts(arrivals(store)) == [20]
+        else:
+            assert firsts(store.load_segments([SegmentKey(LOG, 0, 10), SegmentKey(LOG, 0, 20)])) == [20]
+        assert store.quarantined == 1, load
+        store.close()
+
+
 def test_a_segment_whose_state_is_corrupt_is_not_served_for_its_deleted_messages_would_come_back(
     damaged: Damaged,
 ) -> None:
@@ -153,6 +207,11 @@ def test_a_rotten_segment_in_memory_goes_to_quarantine_too() -> None:
         assert firsts(arrivals(store)) == [2]
         assert store.quarantined == 1
         assert store.load_log(LOG, 0).messages == 1
+    disk.rotten.add(SegmentKey(LOG, 0, 2))
+    store.commit(with_queue(store), Commit(insert_segments=[segment(7, 3)]))
+    assert [row.first for row in store.load_heads(LOG, 0, 9)] == [1, 2, 3]
+    assert [row.first for row in store.load_stream(LOG, 0, 1, 10**6)] == [3]
+    assert store.quarantined == 2
 
 
 def test_no_flipped_bit_in_the_file_gives_wrong_data(tmp_path: pathlib.Path) -> None:

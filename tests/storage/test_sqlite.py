@@ -460,6 +460,9 @@ def test_a_reader_that_stays_holds_up_commits_for_a_moment_now_and_then_but_not_
     [
         ("load_arrivals", (7, 0, 0, 9), "SEARCH segments USING INDEX sqlite_autoindex_segments_1 (log_id=? AND (due_ms,first)>"),
         ("load_totals", (0, 7, 0), "SEARCH segments USING COVERING INDEX segments_by_first (log_id=? AND first>"),
+        ("load_stream", (9, 7, 9, 7), "SEARCH segments USING INDEX segments_by_first (log_id=? AND first>"),
+        ("load_heads", (7, 9, 7), "SEARCH segments USING COVERING INDEX segments_by_first (log_id=? AND first>"),
+        ("load_heads", (7, 9, 7), "SEARCH earlier USING COVERING INDEX segments_by_first (log_id=? AND first>? AND first<?)"),
         ("load_segments", (7, "[1]"), "SEARCH segments USING INDEX segments_by_first (log_id=? AND first=?)"),
         ("locate_segments", (7, "[1]"), "SEARCH segments USING COVERING INDEX segments_by_first (log_id=? AND first=?)"),
         ("load_deliveries", (7, 0), "SEARCH deliveries USING PRIMARY KEY (log_id=? AND number>"),
