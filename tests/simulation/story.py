@@ -197,7 +197,7 @@ async def _look_into(world: World) -> None:
             if runtime.queue.is_dirty or not broker.lane.is_healthy:
                 continue
             fresh = service._restore(runtime.record)
-            runtime.queue._deduplication._expire(now_ms)
+            runtime.queue._deduplication.expire(now_ms)
             stored = {
                 **_facts_of(fresh, now_ms),
                 "only in memory": [] if world.history.jumps else _forgotten(runtime.queue, fresh),

@@ -51,7 +51,8 @@ class Deduplication:
         self._log_id = log_id
         self._producers: dict[bytes, _Producer] = {}
         self._keys: dict[bytes, int] = {}
-        self._keys_by_age: deque[tuple[int, bytes, int]] = deque()
+        self._keys_by_age: deque[tuple[int, list[bytes], list[int]]] = deque()
+        """Those of one moment together, with their sequence numbers."""
         self._attempts: dict[str, int] = {}
         self._attempts_by_age: deque[tuple[int, str, int]] = deque()
         self._new_answers: list[tuple[bytes, int, SendReply]] = []
@@ -85,18 +86,23 @@ class Deduplication:
 
     def sequence_of(self, key: bytes, now_ms: int) -> int | None:
         """The sequence number of the message that used this deduplication id in the last 5 minutes."""
-        self._expire(now_ms)
+        self.expire(now_ms)
         return self._keys.get(key)
 
     def remember_key(self, key: bytes, sequence: int, now_ms: int) -> None:
         """A message with this deduplication id was accepted."""
         self._keys[key] = sequence
-        self._keys_by_age.append((now_ms, key, sequence))
+        by_age = self._keys_by_age
+        if by_age and (newest := by_age[-1])[0] == now_ms:
+            newest[1].append(key)
+            newest[2].append(sequence)
+        else:
+            by_age.append((now_ms, [key], [sequence]))
         self._new_keys.append((key, sequence))
 
     def attempt(self, attempt_id: str, now_ms: int) -> int | None:
         """The delivery that answered this receive attempt in the last 5 minutes."""
-        self._expire(now_ms)
+        self.expire(now_ms)
         return self._attempts.get(attempt_id)
 
     def remember_attempt(self, attempt_id: str, number: int, now_ms: int) -> None:
@@ -105,19 +111,26 @@ class Deduplication:
         self._attempts_by_age.append((now_ms, attempt_id, number))
         self._new_attempts.append((attempt_id, number))
 
-    def _expire(self, now_ms: int) -> None:
+    def expire(self, now_ms: int) -> None:
+        """Forgets deduplication ids and attempts whose window has ended."""
         keys = self._keys_by_age
         bound = now_ms - limits.DEDUPLICATION_WINDOW_MS
         while keys and keys[0][0] <= bound:
-            _, key, sequence = keys.popleft()
-            if self._keys.get(key) == sequence:
-                del self._keys[key]
+            _, of_then, sequences = keys.popleft()
+            for key, sequence in zip(of_then, sequences, strict=True):
+                if self._keys.get(key) == sequence:
+                    del self._keys[key]
         attempts = self._attempts_by_age
         bound = now_ms - limits.ATTEMPT_WINDOW_MS
         while attempts and attempts[0][0] <= bound:
             _, attempt_id, number = attempts.popleft()
             if self._attempts.get(attempt_id) == number:
                 del self._attempts[attempt_id]
+
+    def next_deadline(self) -> int | None:
+        """When `expire` is worth while, should nothing else happen: a minute after something could be forgotten."""
+        oldest = [by_age[0][0] for by_age in (self._keys_by_age, self._attempts_by_age) if by_age]
+        return min(oldest) + limits.DEDUPLICATION_WINDOW_MS + limits.MINUTE_MS if oldest else None
 
     @property
     def has_news(self) -> bool:
@@ -145,7 +158,7 @@ class Deduplication:
         if now_ms - self._forgotten_ms < limits.MINUTE_MS:
             return None
         self._forgotten_ms = now_ms
-        self._expire(now_ms)
+        self.expire(now_ms)
         bound = now_ms - limits.PRODUCER_WINDOW_MS
         for producer in [name for name, known in self._producers.items() if known.used_ms < bound]:
             del self._producers[producer]
@@ -160,10 +173,13 @@ class Deduplication:
                 known = self._producers.setdefault(producer, _Producer({}, row.at_ms))
                 known.answers[sequence] = reply
                 known.used_ms = max(known.used_ms, row.at_ms)
+            of_row: list[bytes] = []
             for place, sequence in enumerate(sequences):
                 key = keys[place * KEY_BYTES : (place + 1) * KEY_BYTES]
                 self._keys[key] = sequence
-                self._keys_by_age.append((row.at_ms, key, sequence))
+                of_row.append(key)
+            if of_row:
+                self._keys_by_age.append((row.at_ms, of_row, sequences))
             for attempt_id, number in attempts:
                 self._attempts[attempt_id] = number
                 self._attempts_by_age.append((row.at_ms, attempt_id, number))

@@ -265,7 +265,7 @@ class Queue:
             answered = self._deduplication.answered(producer, request.sequence, request.acknowledged, now_ms)
             if answered is not None:
                 return answered
-        self._check_room(len(request.bodies), sum(map(len, request.bodies)))
+        self._check_room(request, now_ms)
         plain = (
             not self.fifo
             and request.attributes is None
@@ -283,12 +283,30 @@ class Queue:
             self._deduplication.remember_answer(producer, request.sequence, reply, now_ms)
         return reply
 
-    def _check_room(self, count: int, size_bytes: int) -> None:
+    def _check_room(self, request: messages.SendMessages, now_ms: int) -> None:
         settings = self.settings
+        if not (settings.max_messages or settings.max_bytes):
+            return
+        if self.fifo and self._adds_nothing(request, now_ms):
+            return
+        count = len(request.bodies)
+        size_bytes = sum(map(len, request.bodies)) + sum(map(attributes_bytes, filter(None, request.attributes or ())))
         if settings.max_messages and self.messages + count > settings.max_messages:
             raise QueueFull(f"max_messages = {settings.max_messages}; {self.messages} are there")
         if settings.max_bytes and self.size_bytes + size_bytes > settings.max_bytes:
             raise QueueFull(f"max_bytes = {settings.max_bytes}; {self.size_bytes} are there")
+
+    def _adds_nothing(self, request: messages.SendMessages, now_ms: int) -> bool:
+        """Whether every message was accepted before: that is answered by a full queue too."""
+        for index, body in enumerate(request.bodies):
+            identity = request.deduplication_ids[index] if request.deduplication_ids else None
+            if identity is None:
+                identity = content_id(body)
+            group = request.groups[index] if request.groups else None
+            by_group = self.settings.deduplication_scope == "message_group"
+            if self._deduplication.sequence_of(key_of(str(identity), str(group) if by_group else None), now_ms) is None:
+                return False
+        return True
 
     def _append_plain(self, bodies: list[bytes], now_ms: int) -> list[messages.Run]:
         due_ms = now_ms + self.settings.delay_ms if self.settings.delay_ms else 0
@@ -418,6 +436,8 @@ class Queue:
             raise InvalidRequest(f"visibility_timeout_ms = {visibility_ms}; at most {limits.MAX_VISIBILITY_TIMEOUT_MS}")
         self.expire(now_ms)
         if attempt_id and self.fifo:
+            if len(attempt_id) > limits.MAX_ID_LENGTH or not attempt_id.isprintable():
+                raise InvalidRequest(f"a receive attempt id has at most {limits.MAX_ID_LENGTH} printable characters")
             again = self._repeat_attempt(attempt_id, now_ms + visibility_ms, now_ms)
             if again is not None:
                 return again, None
@@ -721,6 +741,8 @@ class Queue:
         woke = self._admit_due() or woke
         if now_ms >= self._sweep_ms:
             self._expire_old(now_ms)
+        if self.fifo:
+            self._deduplication.expire(now_ms)
         return woke
 
     @property
@@ -809,6 +831,8 @@ class Queue:
             deadline = min(deadline, self._due[0].due_ms)
         if self.segments:
             deadline = min(deadline, self._sweep_ms)
+        if self.fifo and (forget_ms := self._deduplication.next_deadline()) is not None:
+            deadline = min(deadline, forget_ms)
         return deadline if deadline < _FOREVER_MS else None
 
     # Committing
