@@ -1,21 +1,25 @@
 """Metrics for Prometheus, made from plain counters when somebody asks: nothing is paid per message.
 
-Labels come from closed sets, but for queue names: at most `max_queues` have series of their own, the rest is summed up as
-`__other__`. A queue that is loaded again after a failed commit starts its counters anew; Prometheus takes that for a reset.
+Labels come from closed sets, but for names of queues and of streams: at most `max_queues` of each have series of their own,
+the rest is summed up as `__other__`. A queue that is loaded again after a failed commit starts its counters anew; Prometheus
+takes that for a reset. A stream is the sum of its loaded shards, and what shards had counted that are gone stays in the sum: else
+it would fall whenever one of many is loaded again or ages out, and Prometheus would count all the others twice.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable
 from typing import Final
 
-from penstock_storage.interface import Store
+from penstock_storage.interface import LogId, Store
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from penstock_broker.broker import Broker
 from penstock_broker.counters import Histogram
+from penstock_broker.streams.shard import Counters as ShardCounters
 
 OTHER: Final = "__other__"
 
@@ -31,6 +35,42 @@ _COUNTERS: Final = (
     ("deduplicated", "deduplicated_messages", "Sends that repeated a deduplication id"),
     ("empty_receives", "empty_receives", "Receives that found nothing in time"),
 )
+_STREAM_COUNTERS: Final = (
+    ("records_in", "put_records", "Records put into the stream"),
+    ("bytes_in", "put_bytes", "Bytes of records put, data and keys"),
+    ("records_out", "read_records", "Records given to readers, every reader counts"),
+    ("bytes_out", "read_bytes", "Bytes of records given to readers, data and keys"),
+    ("trimmed", "trimmed_records", "Records given up at the end of their retention"),
+)
+_STREAM_GAUGES: Final = (
+    ("records", "records", "Records in the stream"),
+    ("bytes", "bytes", "Bytes of records in the stream, data and keys"),
+    ("shards", "open_shards", "Shards that take records"),
+    ("waiters", "waiters", "Reads that wait at the tip"),
+)
+
+
+@dataclasses.dataclass(slots=True)
+class _Seen:
+    """What one stream's shards counted, up to the latest scrape: `gone` are those that were dropped from memory since."""
+
+    shards: dict[LogId, ShardCounters] = dataclasses.field(default_factory=dict)
+    gone: list[int] = dataclasses.field(default_factory=lambda: [0] * len(_STREAM_COUNTERS))
+
+    def totals(self, loaded: dict[LogId, ShardCounters]) -> list[int]:
+        """The stream's counters, which never fall."""
+        for log_id, counters in self.shards.items():
+            if loaded.get(log_id) is not counters:
+                self.gone = _plus(self.gone, counters)
+        self.shards = loaded
+        totals = self.gone
+        for counters in loaded.values():
+            totals = _plus(totals, counters)
+        return totals
+
+
+def _plus(totals: list[int], counters: ShardCounters) -> list[int]:
+    return [total + getattr(counters, name) for total, (name, _, _) in zip(totals, _STREAM_COUNTERS, strict=True)]
 
 
 class BrokerCollector(Collector):
@@ -40,10 +80,13 @@ class BrokerCollector(Collector):
         self._broker = broker
         self._store = store
         self._max_queues = max_queues
+        self._seen: dict[int, _Seen] = {}
+        """By resource id of the stream."""
 
     def collect(self) -> Iterable[Metric]:
         """The samples of this moment."""
         yield from self._queues()
+        yield from self._streams()
         yield from self._requests()
         yield from self._store_metrics()
 
@@ -92,6 +135,48 @@ class BrokerCollector(Collector):
         loaded = GaugeMetricFamily("penstock_queues_loaded", "Queues in memory: the others have no series yet")
         loaded.add_metric([], len(runtimes))
         yield from (messages, size, age, waiters, *counters, known, loaded)
+
+    def _streams(self) -> Iterable[Metric]:
+        broker = self._broker
+        labels = ["account", "region", "stream"]
+        gauges = [GaugeMetricFamily(f"penstock_stream_{name}", text, labels=labels) for _, name, text in _STREAM_GAUGES]
+        age = GaugeMetricFamily(
+            "penstock_stream_newest_record_age_seconds", "Time since the newest record arrived", labels=labels, unit="seconds"
+        )
+        counters = [CounterMetricFamily(f"penstock_stream_{name}", text, labels=labels) for _, name, text in _STREAM_COUNTERS]
+        families: list[GaugeMetricFamily | CounterMetricFamily] = [*gauges, *counters]
+        now_ms = broker.now_ms()
+        runtimes = broker.streams.runtimes
+        rest: list[int] = []
+        told = 0
+        seen, self._seen = self._seen, {}
+        for record in sorted(broker.stream_catalog, key=lambda one: one.resource_id):
+            loaded = {one.log_id: runtimes[one.log_id] for one in record.shards.values() if one.log_id in runtimes}
+            if not loaded and record.resource_id not in seen:
+                continue
+            self._seen[record.resource_id] = history = seen.get(record.resource_id) or _Seen()
+            values = {
+                "records": sum(one.shard.records for one in loaded.values()),
+                "bytes": sum(one.shard.size_bytes for one in loaded.values()),
+                "shards": sum(one.range.is_open for one in record.shards.values()),
+                "waiters": sum(len(one.waiters) for one in loaded.values()),
+            }
+            row = [values[name] for name, _, _ in _STREAM_GAUGES]
+            row += history.totals({log_id: one.shard.counters for log_id, one in loaded.items()})
+            told += 1
+            if told > self._max_queues:
+                rest = [one + other for one, other in zip(rest, row, strict=True)] if rest else row
+                continue
+            names = [record.place.account, record.place.region, record.name]
+            for family, value in zip(families, row, strict=True):
+                family.add_metric(names, value)
+            if newest := max((one.shard.last_ms for one in loaded.values()), default=0):
+                age.add_metric(names, max(0, now_ms - newest) / 1000)
+        for family, value in zip(families, rest, strict=False):
+            family.add_metric(["", "", OTHER], value)
+        yield from (*families, age)
+        yield _gauge("penstock_streams", "Streams that exist", len(broker.stream_catalog))
+        yield _gauge("penstock_shards_loaded", "Shards in memory: the others count in no series yet", len(runtimes))
 
     def _requests(self) -> Iterable[Metric]:
         counters = self._broker.counters

@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
+import msgpack
 import pytest
 import trio
 import trio.testing
@@ -26,7 +27,8 @@ from penstock_broker.http import Endpoint
 from penstock_broker.metrics import OTHER, BrokerCollector
 from penstock_protocol import queue_messages as q
 from penstock_protocol import session_messages as s
-from penstock_protocol.errors import BatchEmpty, PenstockError, QueueDoesNotExist, StoreFailed
+from penstock_protocol import stream_messages as st
+from penstock_protocol.errors import BatchEmpty, PenstockError, QueueDoesNotExist, StoreFailed, StreamDoesNotExist
 from penstock_storage.memory import Fault, MemoryStore
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
@@ -57,6 +59,32 @@ def _value(samples: dict[str, list[Sample]], name: str, **labels: str) -> float:
     return sample.value
 
 
+async def _put(client: Peer, stream: str, shard: int, *data: bytes, key: str = "k") -> None:
+    keys = [key] * len(data)
+    size = sum(map(len, data)) + sum(map(len, keys))
+    await client.call(st.PutRecords(stream, shard, len(data), st.PLAIN, size, msgpack.packb([data, keys])))
+
+
+async def _read(client: Peer, stream: str, shard: int) -> st.Records:
+    iterator = await client.call(st.OpenIterator(stream, shard, "trim_horizon"))
+    records = await client.call(st.ReadRecords(iterator.iterator))
+    assert isinstance(records, st.Records)
+    return records
+
+
+async def _stream_traffic(client: Peer) -> None:
+    """Part of the traffic: two shards, one of them split."""
+    await client.call(st.CreateStream("clicks", 2))
+    await client.call(st.CreateStream("untouched", 3))
+    await _put(client, "clicks", 0, bytes(100), bytes(50))
+    await _put(client, "clicks", 1, b"x")
+    await client.call(st.SplitShard("clicks", 0))
+    for _ in range(2):
+        assert (await _read(client, "clicks", 0)).runs
+    tip = await client.call(st.OpenIterator("clicks", 1, "latest"))
+    await client.say(st.ReadRecords(tip.iterator, wait_ms=20_000))
+
+
 async def _traffic(one: House) -> Peer:
     """What the table of expectations was made for."""
     client = await one.client()
@@ -79,7 +107,9 @@ async def _traffic(one: House) -> Peer:
     await trio.sleep(1)
     await client.create("short", retention_ms=60_000)
     await client.send("short", b"expires")
-    await trio.sleep(100)
+    await trio.sleep(85)
+    await _stream_traffic(client)
+    await trio.sleep(15)
     for message, expected in ((q.SendMessages("none", [b"x"]), QueueDoesNotExist), (q.DeleteMessages("jobs", []), BatchEmpty)):
         with pytest.raises(expected):
             await client.call(message)
@@ -118,6 +148,19 @@ EXPECTED: list[tuple[str, dict[str, str], float]] = [
     ("penstock_queue_empty_receives_total", {"queue": "jobs"}, 1),
     ("penstock_queues", {}, 5),
     ("penstock_queues_loaded", {}, 5),
+    ("penstock_stream_records", {"stream": "clicks"}, 3),
+    ("penstock_stream_bytes", {"stream": "clicks"}, 154),
+    ("penstock_stream_open_shards", {"stream": "clicks"}, 3),
+    ("penstock_stream_waiters", {"stream": "clicks"}, 1),
+    ("penstock_stream_newest_record_age_seconds", {"stream": "clicks"}, 15),
+    ("penstock_stream_put_records_total", {"stream": "clicks"}, 3),
+    ("penstock_stream_put_bytes_total", {"stream": "clicks"}, 154),
+    ("penstock_stream_read_records_total", {"stream": "clicks"}, 4),
+    ("penstock_stream_read_bytes_total", {"stream": "clicks"}, 304),
+    ("penstock_stream_trimmed_records_total", {"stream": "clicks"}, 0),
+    ("penstock_streams", {}, 2),
+    ("penstock_shards_loaded", {}, 2),
+    ("penstock_requests_total", {"operation": "PutRecords", "result": "ok"}, 2),
     ("penstock_requests_total", {"operation": "CreateQueue", "result": "ok"}, 5),
     ("penstock_requests_total", {"operation": "SendMessages", "result": "ok"}, 4),
     ("penstock_requests_total", {"operation": "SendMessages", "result": "QueueDoesNotExist"}, 1),
@@ -133,7 +176,7 @@ EXPECTED: list[tuple[str, dict[str, str], float]] = [
     ("penstock_store_commits_total", {"outcome": "full"}, 0),
     ("penstock_store_commits_total", {"outcome": "fenced"}, 0),
     ("penstock_store_commit_running_seconds", {}, 0),
-    ("penstock_store_loads_total", {}, 6),  # five queues, and the content of what came back
+    ("penstock_store_loads_total", {}, 7),  # five queues and two shards
     ("penstock_store_load_errors_total", {}, 0),
     ("penstock_store_quarantined_rows", {}, 0),
     ("penstock_memory_content_limit_bytes", {}, 64 * 2**20),
@@ -161,8 +204,11 @@ async def test_every_family_has_the_value_that_the_traffic_left() -> None:
         ]
         assert not wrong
         for name, labels, _ in EXPECTED:
-            if "queue" in labels:
+            if "queue" in labels or "stream" in labels:
                 assert PLACE.items() <= next(one for one in samples[name] if labels.items() <= one.labels.items()).labels.items()
+        assert {one.labels["stream"] for one in samples["penstock_stream_records"]} == {"clicks"}, (
+            "no shard of the other is loaded"
+        )
         assert client
 
 
@@ -262,12 +308,69 @@ async def test_only_so_many_queues_have_series_of_their_own() -> None:
 
 
 @on_jumping_clock
+async def test_only_so_many_streams_have_series_of_their_own() -> None:
+    async with house() as one:
+        client = await one.client()
+        for number in range(5):
+            await client.call(st.CreateStream(f"s{number}", 2))
+            await _put(client, f"s{number}", 0, bytes(10))
+            await _put(client, f"s{number}", 1, bytes(number))
+        samples = _samples(_text(one.broker, one, max_queues=3))
+        for family in ("records", "bytes", "open_shards", "put_records_total", "read_bytes_total"):
+            named = {sample.labels["stream"] for sample in samples[f"penstock_stream_{family}"]}
+            assert named == {"s0", "s1", "s2", OTHER}
+        assert _value(samples, "penstock_stream_records", stream="s2") == 2
+        assert _value(samples, "penstock_stream_records", stream=OTHER) == 4
+        assert _value(samples, "penstock_stream_bytes", stream=OTHER) == 2 * 11 + 3 + 4 + 2
+        assert _value(samples, "penstock_stream_put_bytes_total", stream=OTHER) == 2 * 11 + 3 + 4 + 2
+        assert _value(samples, "penstock_stream_open_shards", stream=OTHER) == 4
+        none = _samples(_text(one.broker, one, max_queues=0))
+        assert {sample.labels["stream"] for sample in none["penstock_stream_records"]} == {OTHER}
+        await client.call(st.StreamName("s0"), "DeleteStream")
+        samples = _samples(_text(one.broker, one, max_queues=3))
+        assert "s0" not in {sample.labels["stream"] for sample in samples["penstock_stream_records"]}
+
+
+@on_jumping_clock
+async def test_what_a_shard_counted_stays_in_the_sums_of_its_stream_when_it_is_gone() -> None:
+    async with house() as one:
+        client = await one.client()
+        await client.call(st.CreateStream("clicks", 2))
+        collector = BrokerCollector(one.broker, MemoryStore(one.disk), 10)
+
+        def values() -> dict[str, float]:
+            found = {one.name: one.value for family in collector.collect() for one in family.samples if "stream" in one.labels}
+            return {name.removeprefix("penstock_stream_"): value for name, value in found.items()}
+
+        await _put(client, "clicks", 0, b"a", b"b")
+        await _put(client, "clicks", 1, b"c")
+        assert values()["put_records_total"] == 3
+        one.faults["commit"] = Fault.FAIL
+        with pytest.raises(PenstockError):
+            await _put(client, "clicks", 1, b"d")
+        del one.faults["commit"]
+        assert values()["put_records_total"] == 4, "it was put, though it was not stored"
+        await _put(client, "clicks", 1, b"e")
+        assert (await _read(client, "clicks", 1)).runs
+        assert values()["put_records_total"] == 5
+        assert values()["records"] == 4
+        await client.call(st.MergeShards("clicks", 0, 1))
+        await trio.sleep(26 * 3600)
+        after = values()
+        assert (after["put_records_total"], after["read_records_total"], after["trimmed_records_total"]) == (5, 2, 4)
+        assert (after["records"], after["bytes"], after["open_shards"]) == (0, 0, 1)
+        assert [shard.shard for shard in (await client.call(st.ListShards("clicks"))).shards] == [2], "the parents are no more"
+
+
+@on_jumping_clock
 async def test_labels_come_from_closed_sets() -> None:
     async with house() as one, contextlib.AsyncExitStack():
         client = await one.client()
         for number in range(50):
             with pytest.raises(QueueDoesNotExist):
                 await client.send(f"unknown-{number}", b"x")
+            with pytest.raises(StreamDoesNotExist):
+                await _put(client, f"unknown-{number}", 0, b"x")
             await (await one.client()).close()
             bad = one.connect()
             await bad.write(b"rubbish %d" % number)
