@@ -481,6 +481,51 @@ def test_a_commit_is_on_its_way_whole_before_anything_is_waited_for(store: SqlSt
     assert firsts(arrivals(store)) == [1, 2]
 
 
+@pytest.mark.parametrize("plan", ["force_custom_plan", "force_generic_plan"])
+def test_a_page_of_a_stream_costs_what_it_returns_and_not_what_is_stored(store: SqlStore, postgresql_url: str, plan: str) -> None:
+    incarnation = with_queue(store)
+    store.commit(incarnation, Commit(upsert_resources=[queue(8, 8)]))
+    rows = [segment(log_id, 10 * number, 10) for number in range(2000) for log_id in (7, 8)]
+    store.commit(incarnation, Commit(insert_segments=rows))
+    statements = store._database.statements
+    with psycopg.connect(postgresql_url.replace("+psycopg", ""), autocommit=True) as connection:
+        connection.execute("VACUUM ANALYZE segments")
+        connection.execute(f"SET plan_cache_mode = {plan}".encode())
+        for text, arguments in [
+            (statements.load_stream, "(10003, 7, 10003, 7, -1, 20, 1000000)"),
+            (statements.load_heads, "(7, 10003, 7, -1, 20)"),
+        ]:
+            connection.execute(b"PREPARE load AS " + _numbered(text))
+            explained = connection.execute(f"EXPLAIN (ANALYZE, COSTS OFF) EXECUTE load{arguments}".encode()).fetchall()
+            connection.execute("DEALLOCATE load")
+            lines = [line.strip() for (line,) in explained]
+            kind = "Index Scan" if text == statements.load_stream else "Index Only Scan"
+            assert any(line.startswith(f"->  {kind} using segments_by_first on segments (") for line in lines), lines
+            assert any(
+                line.startswith("->  Index Only Scan Backward using segments_by_first on segments earlier") for line in lines
+            )
+            assert not [line for line in lines if "Seq Scan" in line or "Bitmap" in line or "Sort" in line]
+            assert not [line for line in lines if line.startswith("Rows Removed")], "it walks over what it does not return"
+
+
+def test_a_page_of_a_stream_is_limited_on_the_server(store: SqlStore) -> None:
+    incarnation = with_queue(store)
+    rows = [segment(7, 10 * number, 5, payload=bytes([number]) * 100) for number in range(9)]
+    store.commit(incarnation, Commit(insert_segments=rows))
+
+    def sent(position: int, max_segments: int, max_bytes: int) -> list[tuple[int, int | None]]:
+        parameters = (position, 7, position, 7, -1, max_segments, max_bytes)
+        with store._database.read() as reader:
+            found = reader.execute(store._database.statements.load_stream, parameters).fetchall()
+        return [(row[2], None if row[-1] is None else len(row[-1])) for row in found]
+
+    assert sent(12, 9, 201) == [(10, 100), (20, 100), (30, 100)]
+    assert sent(12, 2, 10**6) == [(10, 100), (20, 100)]
+    # The head before the position comes to be verified, but not its payload.
+    assert sent(15, 9, 200) == [(10, None), (20, 100), (30, 100)]
+    assert sent(1000, 9, 200) == [(80, None)]
+
+
 def test_no_space_is_its_own_error() -> None:
     assert isinstance(_failed("53100", "could not extend file"), StoreFull)
     assert not isinstance(_failed("23505", "duplicate key"), StoreFull)
