@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -63,6 +64,10 @@ def test_a_frame_larger_than_what_the_socket_takes_at_once_arrives_whole(broker:
     bodies = [bytes([number]) * 1_000_000 for number in range(12)]
     with Client(broker.url) as client:
         queue = client.queue("jobs")
+        client.ping()
+        stream = client.link._stream
+        assert stream is not None
+        stream._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 8_192)
         queue.send_many(bodies)
         for body in bodies:
             queue.send(body)
