@@ -359,7 +359,8 @@ class Queue:
         if known is not None:
             self.counters.deduplicated += 1
             return known
-        sequence = self._append(body, values, self._due_ms(now_ms), now_ms)
+        due_ms = self._due_ms(now_ms) if settings.delay_ms or self._last_due_ms else 0
+        sequence = self._append(body, values, due_ms, now_ms)
         self._deduplication.remember_key(key, sequence, now_ms)
         return sequence
 
@@ -827,7 +828,7 @@ class Queue:
         deadline = timers[0][0] if timers else _FOREVER_MS
         if self._delayed:
             deadline = min(deadline, self._delayed[0][0])
-        if self._admits:
+        if self._due and self._admits:
             deadline = min(deadline, self._due[0].due_ms)
         if self.segments:
             deadline = min(deadline, self._sweep_ms)
