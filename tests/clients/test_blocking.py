@@ -71,6 +71,7 @@ def test_a_frame_larger_than_what_the_socket_takes_at_once_arrives_whole(broker:
         queue.send_many(bodies)
         for body in bodies:
             queue.send(body)
+    assert broker.connections == 1
     assert broker.queue("jobs").bodies == bodies * 2
 
 
