@@ -29,13 +29,17 @@ from penstock_broker.catalog import MOVE_TASK, QUEUE, QueueCatalog, QueueRecord
 from penstock_broker.counters import Counters
 from penstock_broker.dispatch import Dispatcher, Handler
 from penstock_broker.key_admin import KeyAdmin
-from penstock_broker.lane import Lane
+from penstock_broker.lane import Lane, Participant
 from penstock_broker.move_tasks import MoveTasks
 from penstock_broker.ports import Ports
 from penstock_broker.queue_admin import QueueAdmin
 from penstock_broker.queue_service import QueueService
 from penstock_broker.queues.queue import Budget
 from penstock_broker.session import Session, SessionLimits
+from penstock_broker.stream_admin import StreamAdmin
+from penstock_broker.stream_catalog import StreamCatalog
+from penstock_broker.stream_service import StreamService
+from penstock_broker.streams.shard import Shard
 
 log = structlog.get_logger()
 
@@ -69,6 +73,7 @@ class Broker:
         self._background = nursery
         self.counters = Counters()
         self.catalog = QueueCatalog()
+        self.stream_catalog = StreamCatalog()
         self.sessions: set[Session] = set()
         self.handshakes = 0
         """Connections that are no sessions yet: they count as connections."""
@@ -98,27 +103,31 @@ class Broker:
         store, ports, options = self._store, self._ports, self._options
         secret = await ports.in_thread(store.cluster_secret)
         self.queues = QueueService(store, self.catalog, ports, self.counters, secret, self.budget, self._start)
-        self.lane = self.queues.lane = Lane(
+        self.streams = StreamService(store, self.stream_catalog, ports, self.counters, secret, self._start)
+        self.lane = self.queues.lane = self.streams.lane = Lane(
             store,
             ports,
             self.counters,
             options.node,
             options.address,
-            published=self.queues.published,
-            discarded=self.queues.discarded,
-            discard_all=self.queues.drop_all,
+            published=self._published,
+            discarded=self._discarded,
+            discard_all=self._discard_all,
             learn=self._learn,
             something=self._something,
         )
         await self.lane.acquire()
         self.moves = MoveTasks(self.queues, store, ports, self._start)
-        for row in await ports.in_thread(store.load_resources):
+        rows = await ports.in_thread(store.load_resources)
+        self.stream_catalog.replace(rows)
+        for row in rows:
             if row.kind == QUEUE:
                 self.catalog.put(QueueRecord.from_row(row))
             elif row.kind == MOVE_TASK:
                 self.moves.restore(row)
         self.keyring = Keyring(self._sealing_key, await ports.in_thread(store.load_credentials))
         admin = QueueAdmin(self.queues, store, ports, self._start)
+        stream_admin = StreamAdmin(self.streams, store, ports)
         keys = KeyAdmin(self.keyring, self.lane, ports)
         handlers: dict[str, Handler] = {
             "Ping": _ping,
@@ -143,9 +152,42 @@ class Broker:
             "CancelMoveTask": self.moves.cancel,
             "ListMoveTasks": self.moves.list_tasks,
             "ListDeadLetterSources": admin.sources,
+            "CreateStream": stream_admin.create,
+            "DeleteStream": stream_admin.delete,
+            "ListStreams": stream_admin.list_streams,
+            "DescribeStream": stream_admin.describe,
+            "SetStreamSettings": stream_admin.change_settings,
+            "TagStream": stream_admin.tag,
+            "UntagStream": stream_admin.untag,
+            "ListShards": stream_admin.list_shards,
+            "SplitShard": stream_admin.split,
+            "MergeShards": stream_admin.merge,
+            "SetShardCount": stream_admin.set_shard_count,
+            "PutRecords": self.streams.put,
+            "OpenIterator": self.streams.open_iterator,
+            "ReadRecords": self.streams.read,
         }
         self.handlers = handlers
-        self.dispatcher = Dispatcher(handlers, self.queues, self.lane, self._start)
+        self.dispatcher = Dispatcher(handlers, self.queues, self.streams, self.lane, self._start)
+
+    def _published(self, participant: Participant, woke: bool) -> None:
+        """A commit with the changes of a queue or a shard is durable."""
+        if isinstance(participant, Shard):
+            self.streams.published(participant, woke=woke)
+        else:
+            self.queues.published(participant, woke)
+
+    def _discarded(self, participant: Participant, error: PenstockError) -> None:
+        """A commit failed: the memory of what it touched goes."""
+        if isinstance(participant, Shard):
+            self.streams.discarded(participant, error)
+        else:
+            self.queues.discarded(participant, error)
+
+    def _discard_all(self, error: PenstockError) -> None:
+        """All memory goes."""
+        self.queues.drop_all(error)
+        self.streams.drop_all(error)
 
     def _something(self) -> Commit | None:
         """A row that is in the store already."""
@@ -160,6 +202,7 @@ class Broker:
 
         def put_in_force() -> None:
             self.catalog.replace(QueueRecord.from_row(row) for row in rows if row.kind == QUEUE)
+            self.stream_catalog.replace(rows)
             self.moves.learn(row for row in rows if row.kind == MOVE_TASK)
             self.keyring.replace(credentials)
 
@@ -191,6 +234,8 @@ class Broker:
     def resume(self) -> None:
         """Starts what runs in the background all the time, and the move tasks that a stop interrupted."""
         self._background.start_soon(self._kept, self.queues.run_timer)
+        self._background.start_soon(self._kept, self.streams.run_timer)
+        self._background.start_soon(self._kept, self.streams.run_retention)
         self._background.start_soon(self._kept, self._sweep)
         self.moves.resume()
         self.ready = True

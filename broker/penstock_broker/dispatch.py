@@ -15,6 +15,8 @@ from penstock_broker.access import authorize
 from penstock_broker.call import Answerer, Call, NotReady
 from penstock_broker.lane import Lane
 from penstock_broker.queue_service import QueueService
+from penstock_broker.runtime import Waiter
+from penstock_broker.stream_service import ReadWaiter, StreamService
 
 log = structlog.get_logger()
 
@@ -24,9 +26,17 @@ Handler = Callable[[Call, Any], None]
 class Dispatcher:
     """See the module. `start` runs a background task of the server."""
 
-    def __init__(self, handlers: dict[str, Handler], queues: QueueService, lane: Lane, start: Callable[..., None]) -> None:
+    def __init__(
+        self,
+        handlers: dict[str, Handler],
+        queues: QueueService,
+        streams: StreamService,
+        lane: Lane,
+        start: Callable[..., None],
+    ) -> None:
         self._handlers = handlers
         self._queues = queues
+        self._streams = streams
         self._lane = lane
         self._start = start
         self.draining = False
@@ -78,7 +88,7 @@ class Dispatcher:
     def cancel(self, call: Call) -> None:
         """The client wants no more of a waiting request."""
         if call.waiter is not None:
-            self._queues.end_waiter(call.waiter)
+            self._end(call.waiter)
         elif call.preparing and call.operation.waits:
             # It would only begin to wait once its queue is loaded.
             if call.operation.pushes:
@@ -88,24 +98,30 @@ class Dispatcher:
 
     def credit(self, call: Call, count: int) -> None:
         """The client gives a consumer credit."""
-        if call.waiter is not None:
+        if isinstance(call.waiter, Waiter):
             self._queues.credit(call.waiter, count)
 
     def room(self, call: Call) -> None:
         """The connection of a parked call has room again."""
-        if call.waiter is not None:
+        if isinstance(call.waiter, Waiter):
             self._queues.unpark(call.waiter)
 
     def drain(self, call: Call) -> None:
         """Ends what waits. What was served already is answered when its commit is durable."""
         if call.waiter is not None:
-            self._queues.end_waiter(call.waiter, Draining())
+            self._end(call.waiter, Draining())
 
     def gone(self, call: Call) -> None:
         """The client's connection is gone: nothing waits on its behalf any more."""
         call.answered = True
         if call.waiter is not None:
-            self._queues.end_waiter(call.waiter)
+            self._end(call.waiter)
+
+    def _end(self, waiter: Waiter | ReadWaiter, error: PenstockError | None = None) -> None:
+        if isinstance(waiter, ReadWaiter):
+            self._streams.end_waiter(waiter, error)
+        else:
+            self._queues.end_waiter(waiter, error)
 
     def ended(self, session: Answerer) -> None:
         """The connection is gone, and all its calls with it."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Awaitable, Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 import structlog
 import trio
@@ -29,7 +29,6 @@ from penstock_storage.interface import (
 
 from penstock_broker.counters import Counters
 from penstock_broker.ports import Ports
-from penstock_broker.queues.queue import Publication
 
 log = structlog.get_logger()
 
@@ -59,11 +58,11 @@ RETRY_SECONDS = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
 class Participant(Protocol):
     """Whoever keeps state that the lane commits."""
 
-    def collect(self, commit: Commit, now_ms: int) -> Publication:
-        """Adds its changes."""
+    def collect(self, commit: Commit, now_ms: int) -> Any:
+        """Adds its changes; what it returns is given to `publish`."""
 
-    def publish(self, publication: Publication) -> bool:
-        """They are durable."""
+    def publish(self, publication: Any) -> bool:
+        """They are durable. Whether anything became visible."""
 
 
 Callback = Callable[[PenstockError | None], None]

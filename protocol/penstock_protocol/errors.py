@@ -2,7 +2,7 @@
 
 The classes are the table: `TABLE` is made from them and a test checks it for gaps and duplicates. The broker raises them
 (or puts them beside a batch entry), the wire carries code and text, the client raises the same class again.
-Numbers are never reused. 1 to 99 concern the connection, 100 to 199 any resource, 200 to 299 queues.
+Numbers are never reused. 1 to 99 concern the connection, 100 to 199 any resource, 200 to 299 queues, 300 to 399 streams.
 """
 
 from __future__ import annotations
@@ -254,6 +254,54 @@ class QueueFull(PenstockError):
     fault = Fault.CALLER
     retryable = True
     advice = "The queue's max_messages or max_bytes is reached; nothing was stored. Work it off or raise the limit."
+
+
+class StreamDoesNotExist(PenstockError):
+    code = 300
+    fault = Fault.CALLER
+    advice = "Create the stream first, or look at the name, the account and the region."
+
+
+class ShardDoesNotExist(PenstockError):
+    code = 301
+    fault = Fault.CALLER
+    advice = "List the stream's shards: this one never was, or its records have aged out."
+
+
+class ShardClosed(PenstockError):
+    code = 302
+    fault = Fault.CALLER
+    advice = "The shard was split or merged and takes nothing more: list the shards, and put the records into the open ones."
+
+
+class IteratorExpired(PenstockError):
+    code = 303
+    fault = Fault.CALLER
+    advice = "An iterator is good for five minutes: open another after the last sequence number that was read."
+
+
+class IteratorInvalid(PenstockError):
+    code = 304
+    fault = Fault.CALLER
+    advice = "This is no iterator of this broker; open one with OpenIterator."
+
+
+class RecordTooLarge(PenstockError):
+    code = 305
+    fault = Fault.CALLER
+    advice = "Make the record smaller, or raise the stream's max_record_bytes."
+
+
+class InvalidShardRange(PenstockError):
+    code = 306
+    fault = Fault.CALLER
+    advice = "Split a shard strictly inside the hashes that it owns."
+
+
+class ShardsNotAdjacent(PenstockError):
+    code = 307
+    fault = Fault.CALLER
+    advice = "Merge two different open shards whose hashes are neighbours."
 
 
 TABLE: Final[dict[int, type[PenstockError]]] = {cls.code: cls for cls in PenstockError.__subclasses__()}

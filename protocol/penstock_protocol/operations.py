@@ -8,6 +8,7 @@ from typing import Final
 
 from penstock_protocol import queue_messages as queues
 from penstock_protocol import session_messages as session
+from penstock_protocol import stream_messages as streams
 from penstock_protocol.codec import Message
 
 
@@ -67,11 +68,27 @@ OPERATIONS: Final[tuple[Operation, ...]] = (
     Operation(32, "CancelMoveTask", queues.MoveTaskId, queues.MoveTask, _P.MANAGE, idempotent=True),
     Operation(33, "ListMoveTasks", queues.ListMoveTasks, queues.MoveTasks, _P.READ, idempotent=True),
     Operation(34, "ListDeadLetterSources", queues.QueueName, queues.QueueNames, _P.READ, idempotent=True),
+    Operation(48, "CreateStream", streams.CreateStream, streams.StreamDescription, _P.MANAGE, idempotent=True),
+    Operation(49, "DeleteStream", streams.StreamName, session.Empty, _P.MANAGE),
+    Operation(50, "ListStreams", streams.ListStreams, streams.StreamNames, _P.READ, idempotent=True),
+    Operation(51, "DescribeStream", streams.StreamName, streams.StreamDescription, _P.READ, idempotent=True),
+    Operation(52, "SetStreamSettings", streams.SetStreamSettings, streams.StreamDescription, _P.MANAGE, idempotent=True),
+    Operation(53, "TagStream", streams.TagStream, session.Empty, _P.MANAGE, idempotent=True),
+    Operation(54, "UntagStream", streams.UntagStream, session.Empty, _P.MANAGE, idempotent=True),
+    Operation(55, "ListShards", streams.ListShards, streams.Shards, _P.READ, idempotent=True),
+    Operation(56, "SplitShard", streams.SplitShard, session.Empty, _P.MANAGE),
+    Operation(57, "MergeShards", streams.MergeShards, session.Empty, _P.MANAGE),
+    Operation(58, "SetShardCount", streams.SetShardCount, streams.StreamDescription, _P.MANAGE, idempotent=True),
+    Operation(59, "PutRecords", streams.PutRecords, streams.PutReply, _P.SEND),
+    Operation(60, "OpenIterator", streams.OpenIterator, streams.Iterator, _P.RECEIVE, idempotent=True),
+    Operation(61, "ReadRecords", streams.ReadRecords, streams.Records, _P.RECEIVE, idempotent=True, waits=True),
 )
 
 BY_CODE: Final = {operation.code: operation for operation in OPERATIONS}
 BY_REQUEST: Final = {
-    operation.request: operation for operation in OPERATIONS if operation.request not in (session.Empty, queues.QueueName)
+    operation.request: operation
+    for operation in OPERATIONS
+    if operation.request not in (session.Empty, queues.QueueName, streams.StreamName)
 }
 BY_NAME: Final = {operation.name: operation for operation in OPERATIONS}
 

@@ -36,7 +36,11 @@ def test_every_file_and_folder_named_exists() -> None:
 
 def test_every_module_of_the_broker_has_its_line() -> None:
     written = {name for row in rows(section(ARCHITECTURE, "The house"), "File") for name in re.findall(r"[\w/]+\.py", row[0])}
-    modules = {str(path.relative_to(BROKER)) for folder in (BROKER, BROKER / "queues") for path in folder.glob("*.py")}
+    modules = {
+        str(path.relative_to(BROKER))
+        for folder in (BROKER, BROKER / "queues", BROKER / "streams")
+        for path in folder.glob("*.py")
+    }
     assert {name for name in modules if not name.endswith(("__init__.py", "__main__.py"))} == written
 
 

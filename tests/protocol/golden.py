@@ -20,7 +20,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from penstock_protocol import queue_messages, session_messages
+from penstock_protocol import queue_messages, session_messages, stream_messages
 from penstock_protocol.codec import Message
 from penstock_protocol.frames import Kind
 from penstock_protocol.operations import BY_NAME
@@ -29,7 +29,7 @@ PATH = Path(__file__).with_name("vectors.json")
 
 MESSAGES: dict[str, type[Message]] = {
     name: value
-    for module in (session_messages, queue_messages)
+    for module in (session_messages, queue_messages, stream_messages)
     for name, value in inspect.getmembers(module, inspect.isclass)
     if issubclass(value, Message) and value is not Message
 }

@@ -10,7 +10,7 @@ from penstock_protocol.connection import ClientConnection, ServerConnection
 from penstock_protocol.errors import TABLE, Fault, InternalError, PenstockError, error_from_wire
 from penstock_protocol.session_messages import ErrorReply
 
-RANGES = (range(1, 100), range(100, 200), range(200, 300))
+RANGES = (range(1, 100), range(100, 200), range(200, 300), range(300, 400))
 
 
 def test_every_error_class_is_in_the_table_once() -> None:

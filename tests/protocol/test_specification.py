@@ -11,13 +11,18 @@ import typing
 from pathlib import Path
 from typing import Any
 
+import msgpack
 import pytest
+import zstandard
 from penstock_broker.queues.settings import QueueSettings, as_list, changed
+from penstock_broker.streams import batches, limits, settings
+from penstock_broker.streams.settings import StreamSettings
 from penstock_protocol.codec import MAX_ARRAY_LENGTH, MAX_ELEMENTS, MAX_REPLY_ELEMENTS, Message
 from penstock_protocol.errors import TABLE, InvalidAttribute
 from penstock_protocol.frames import ANSWER_FRAME_BYTES, DEFAULT_FRAME_BYTES, HEADER_BYTES, HELLO_FRAME_BYTES, MAGIC, Kind
 from penstock_protocol.operations import OPERATIONS, ROLES, Operation, Permission
 from penstock_protocol.queue_messages import Setting
+from penstock_protocol.stream_messages import PutRecords
 
 from tests.protocol.golden import MESSAGES, fields_of, vector
 
@@ -138,6 +143,17 @@ def test_the_table_of_queue_attributes_is_the_brokers() -> None:
     assert [row[:5] for row in rows_after("| Name | Type |", SECTIONS["6"])] == expected
 
 
+def test_the_table_of_stream_attributes_is_the_brokers() -> None:
+    hints = typing.get_type_hints(StreamSettings)
+    expected = []
+    for setting in settings.as_list(StreamSettings()):
+        with pytest.raises(InvalidAttribute) as caught:
+            settings.changed(StreamSettings(), [Setting(setting.name, "")])
+        rule = str(caught.value).split(": it must be ", 1)[1]
+        expected.append([f"`{setting.name}`", f"`{type_name(hints[setting.name])}`", default_name(setting.value), rule])
+    assert [row[:4] for row in rows_after("| Name | Type |", SECTIONS["7"])] == expected
+
+
 def test_the_table_of_kinds_is_the_codes() -> None:
     assert [row[:2] for row in rows_after("| Kind | Name |")] == [[str(int(kind)), kind.name] for kind in Kind]
 
@@ -151,6 +167,16 @@ def test_the_table_of_kinds_is_the_codes() -> None:
         ("4", MAX_ARRAY_LENGTH),
         ("4", MAX_ELEMENTS),
         ("4", MAX_REPLY_ELEMENTS),
+        ("7", limits.MAX_BATCH),
+        ("7", limits.MAX_BATCH_BYTES),
+        ("7", limits.MAX_KEY),
+        ("7", limits.MAX_SHARDS),
+        ("7", limits.MAX_STREAMS),
+        ("7", limits.ITERATOR_MS // 60_000),
+        ("8", limits.MAX_NAME_LENGTH),
+        ("8", limits.MAX_READ_RECORDS),
+        ("8", limits.MAX_READ_BYTES),
+        ("8", limits.MAX_WAIT_MS),
     ],
 )
 def test_limits_are_named(section: str, number: int) -> None:
@@ -169,6 +195,7 @@ def test_sections_are_where_the_code_says_they_are() -> None:
     assert headings["2"] == "Frames"
     assert headings["3"] == "The connection"
     assert headings["6"] == "Queue attributes"
+    assert headings["7"] == "Streams"
     assert "### Hello and authentication" in SECTIONS["3"]
     for source in [*ROOT.glob("protocol/**/*.py"), *ROOT.glob("broker/**/*.py"), *ROOT.glob("clients/**/*.py")]:
         for number in re.findall(r"PROTOCOL\.md,? section (\d+)", source.read_text(encoding="utf-8")):
@@ -183,7 +210,7 @@ def test_every_link_leads_somewhere() -> None:
     assert set(links) <= anchors
 
 
-EXAMPLES = re.findall(r"\(vector `(.+?)`\):\n\n((?:    .*\n)+)", SECTIONS["10"])
+EXAMPLES = re.findall(r"\(vector `(.+?)`\):\n\n((?:    .*\n)+)", SECTIONS["11"])
 
 
 @pytest.mark.parametrize(("name", "block"), EXAMPLES, ids=[name for name, _ in EXAMPLES])
@@ -194,6 +221,23 @@ def test_the_example_in_bytes_is_the_golden_vector(name: str, block: str) -> Non
 
 def test_the_example_has_a_send_and_a_receive() -> None:
     assert {"send one", "sent", "receive", "received one"} <= {name for name, _ in EXAMPLES}
+
+
+def test_the_example_of_a_batch_is_the_blob_of_the_golden_put() -> None:
+    block = next(one for one in re.findall(r"((?:^    .*\n)+)", SECTIONS["7"], re.MULTILINE) if one.startswith("    92  "))
+    written = bytes.fromhex("".join(re.match(r"    ((?:[0-9a-f]{2} )*[0-9a-f]{2})", line)[1] for line in block.splitlines()))  # type: ignore[index]
+    plain, compressed = vector("put two records").message, vector("put two records compressed").message
+    assert isinstance(plain, PutRecords)
+    assert isinstance(compressed, PutRecords)
+    assert plain.blob == written
+    assert zstandard.decompress(compressed.blob) == written
+    data, keys = msgpack.unpackb(written)
+    assert [f'"{one.decode()}"' for one in data] + [f'"{one}"' for one in keys] == re.findall(r"\[\d\]:.*?(\"\w+\")", block)
+    size_bytes = sum(map(len, data)) + sum(len(key.encode()) for key in keys)
+    assert f"`count` {len(data)}, `codec` 0, `size_bytes` {size_bytes}" in SECTIONS["7"]
+    for one in (plain, compressed):
+        assert (one.count, one.size_bytes) == (len(data), size_bytes)
+        batches.check(one, limits.DEFAULT_RECORD_BYTES)
 
 
 def test_the_example_of_a_proof_is_right() -> None:

@@ -1,0 +1,239 @@
+"""What is said about streams. A record is never unpacked on its way: a batch is packed by its producer, stored as it came, and
+unpacked by whoever reads it.
+
+A batch is `count` records of one shard with consecutive sequence numbers. Its `blob` holds, for codec 0 (plain), msgpack of
+two arrays of that length: the data (binaries) and the partition keys (strings); for codec 1 (zstd) the same as one Zstandard
+frame. `size_bytes` is the sum of the lengths of data and of keys in UTF-8.
+
+A shard owns the hashes from `low` to `high`, both 16 big-endian bytes and both included; the open shards of a stream tile all
+2**128.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Final
+
+from penstock_protocol.codec import Message
+from penstock_protocol.queue_messages import Setting, Tag
+
+PLAIN: Final = 0
+ZSTD: Final = 1
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class StreamName(Message):
+    """Names a stream of the connection's account and region."""
+
+    stream: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class CreateStream(Message):
+    """Creates a stream with `shards` even shards; one that exists with the same settings is success, with others
+    ResourceInUse."""
+
+    stream: str
+    shards: int = 1
+    settings: list[Setting] | None = None
+    tags: list[Tag] | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class StreamDescription(Message):
+    """A stream with all its settings (defaults included) and tags. `shards` counts the open ones."""
+
+    stream: str
+    arn: str
+    created_ms: int
+    modified_ms: int
+    settings: list[Setting]
+    tags: list[Tag]
+    shards: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ListStreams(Message):
+    """Streams whose name starts with `prefix`, in name order, after the name `after`, at most `limit`."""
+
+    prefix: str = ""
+    after: str = ""
+    limit: int = 1000
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class StreamNames(Message):
+    """`more` says that further names follow the last one."""
+
+    streams: list[str]
+    more: bool
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class SetStreamSettings(Message):
+    """Changes some settings; those not named stay."""
+
+    stream: str
+    settings: list[Setting]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class TagStream(Message):
+    """Adds or replaces tags."""
+
+    stream: str
+    tags: list[Tag]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class UntagStream(Message):
+    """Removes tags; unknown keys are ignored."""
+
+    stream: str
+    keys: list[str]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ListShards(Message):
+    """Shards from id `start` on, in order of id, at most `limit`. `state`: all, open or closed. `at_ms`: only those that were
+    open at that time (nil: at any)."""
+
+    stream: str
+    start: int = 0
+    limit: int = 1000
+    state: str = "all"
+    at_ms: int | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Shard(Message):
+    """A shard. `parents`: the shards it came from (one after a split, two after a merge). `closed_ms` is nil while it is open.
+    `first`: the sequence number that reading begins with (the trim horizon); `end`: the one after its last record."""
+
+    shard: int
+    low: bytes
+    high: bytes
+    parents: list[int]
+    created_ms: int
+    closed_ms: int | None
+    first: int
+    end: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Shards(Message):
+    """`more` says that further shards follow the last one."""
+
+    shards: list[Shard]
+    more: bool
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class SplitShard(Message):
+    """Closes an open shard; its hashes below `at` and those from `at` on go to two new ones. `at`: strictly inside, nil: the
+    middle."""
+
+    stream: str
+    shard: int
+    at: bytes | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class MergeShards(Message):
+    """Closes two open shards whose hashes are neighbours; a new one takes over both."""
+
+    stream: str
+    shard: int
+    other: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class SetShardCount(Message):
+    """Splits and merges until there are `shards` open ones of even size."""
+
+    stream: str
+    shards: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class PutRecords(Message):
+    """Appends a batch to an open shard, whole or not at all. The client chose the shard by the MD5 of the records' keys, or by
+    their explicit hash keys. `sequence` and `acknowledged` make it idempotent, as in SendMessages."""
+
+    stream: str
+    shard: int
+    count: int
+    codec: int
+    size_bytes: int
+    blob: bytes
+    sequence: int = 0
+    acknowledged: int = 0
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class PutReply(Message):
+    """The sequence number of the batch's first record; the others follow it one by one."""
+
+    first: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class OpenIterator(Message):
+    """A place to read from. `start`: trim_horizon, latest, at, after (the sequence number `position`) or time (the first record
+    that arrived at `position` ms or later)."""
+
+    stream: str
+    shard: int
+    start: str
+    position: int = 0
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Iterator(Message):
+    """An opaque place in a shard, good for 5 minutes."""
+
+    iterator: bytes
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ReadRecords(Message):
+    """Reads whole batches from an iterator on: as many as it takes to reach `max_records` or `max_bytes`, one at least. At the
+    tip it waits up to `wait_ms` for the next."""
+
+    iterator: bytes
+    max_records: int = 10_000
+    max_bytes: int = 4 * 1024 * 1024
+    wait_ms: int = 0
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Batch(Message):
+    """Records as their producer packed them."""
+
+    count: int
+    codec: int
+    size_bytes: int
+    blob: bytes
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class RecordRun(Message):
+    """Batches that follow each other without a gap from sequence number `first` on, and arrived together."""
+
+    first: int
+    arrived_ms: int
+    batches: list[Batch]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Records(Message):
+    """Answers ReadRecords. Records before sequence number `start` (of a batch that began earlier) are not meant. `next`: the
+    iterator behind the last record; empty when the shard is closed and read out: go on with `children` then. `behind_ms`: how
+    long ago the oldest record that was not read arrived, 0 at the tip."""
+
+    shard: int
+    start: int
+    runs: list[RecordRun]
+    next: bytes
+    behind_ms: int
+    children: list[int]
