@@ -624,9 +624,10 @@ class QueueService:
     def _set_alarm(self, runtime: Runtime) -> None:
         deadline = runtime.queue.next_deadline()
         if runtime.waiters:
-            # One that is overdue waits for a load, and all are looked after when that ends.
+            # While a load may bring something nobody is sent away: all are looked after when it ends. (Whether one is overdue
+            # does not count here: it may have become so since `_time_out` looked, and nobody would look again.)
             waited = runtime.next_deadline()
-            if waited is not None and (deadline is None or waited < deadline) and waited > self._ports.now_ms():
+            if waited is not None and (deadline is None or waited < deadline) and not runtime.queue.may_load:
                 deadline = waited
         if deadline is None or deadline >= 2**61:
             return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import sys
 import weakref
@@ -365,3 +366,27 @@ async def test_alarms_that_were_overtaken_and_queues_that_are_gone_are_not_kept(
 def _caller(one: House) -> Any:
     [connection] = one.broker.sessions
     return connection._caller
+
+
+@on_jumping_clock
+async def test_a_receive_ends_in_time_also_when_its_time_is_over_between_two_looks_at_the_clock() -> None:
+    async with house() as one:
+        client = await one.client()
+        await client.create("q")
+        service = one.broker.queues
+        runtime = next(iter(service.runtimes.values()))
+        real, looks = service._ports.now_ms, 0
+
+        def creeping() -> int:
+            nonlocal looks
+            looks += 1
+            return real() + looks
+
+        service._ports = dataclasses.replace(service._ports, now_ms=creeping)
+        for wait_ms in range(10, 40):
+            correlation = await client.say(q.ReceiveMessages("q", 1, wait_ms=wait_ms))
+            await trio.testing.wait_all_tasks_blocked()
+            for _ in range(20):
+                service.settle(runtime)
+            with trio.fail_after(10):
+                assert (await client.wait(correlation)).deliveries == []
