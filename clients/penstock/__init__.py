@@ -14,11 +14,17 @@ from penstock_protocol.queue_messages import Attribute
 
 from penstock._async.client import AsyncClient
 from penstock._async.consumer import AsyncConsumer
+from penstock._async.producer import AsyncProducer
 from penstock._async.queue import AsyncMessage, AsyncMoveTask, AsyncQueue
+from penstock._async.reader import AsyncReader
+from penstock._async.stream import AsyncStream
 from penstock._async.worker import AsyncWorker
 from penstock._sync.client import Client
 from penstock._sync.consumer import Consumer
+from penstock._sync.producer import Producer
 from penstock._sync.queue import Message, MoveTask, Queue
+from penstock._sync.reader import Reader
+from penstock._sync.stream import Stream
 from penstock._sync.worker import Worker
 from penstock.backoff import Backoff
 from penstock.errors import (
@@ -37,6 +43,9 @@ from penstock.errors import (
     InvalidMessage,
     InvalidName,
     InvalidRequest,
+    InvalidShardRange,
+    IteratorExpired,
+    IteratorInvalid,
     KeyDoesNotExist,
     LimitExceeded,
     MessageNotInFlight,
@@ -51,31 +60,43 @@ from penstock.errors import (
     PenstockError,
     ProtocolError,
     PurgeInProgress,
+    PutFailed,
     QueueDoesNotExist,
     QueueFull,
     ReceiptHandleExpired,
     ReceiptHandleInvalid,
+    RecordsUnreadable,
+    RecordTooLarge,
     RequestTimeout,
     ResourceBusy,
     ResourceInUse,
     SendFailed,
+    ShardClosed,
+    ShardDoesNotExist,
+    ShardsNotAdjacent,
     SlowConsumer,
     StoreFailed,
+    StreamDoesNotExist,
     TooManyInFlight,
     TooManyRequests,
     UnknownOperation,
     VersionNotSupported,
 )
+from penstock.records import OutgoingRecord, PutResults, Record, RecordBatch
 from penstock.types import (
     AccessKeyInfo,
     AttributeValue,
     OutgoingMessage,
     PeekedMessage,
+    PutResult,
     QueueInfo,
     QueueSettings,
     ReceiptHandle,
     ReceivedMessage,
     SentMessage,
+    ShardInfo,
+    StreamInfo,
+    StreamSettings,
 )
 
 __all__ = [
@@ -84,7 +105,10 @@ __all__ = [
     "AsyncConsumer",
     "AsyncMessage",
     "AsyncMoveTask",
+    "AsyncProducer",
     "AsyncQueue",
+    "AsyncReader",
+    "AsyncStream",
     "AsyncWorker",
     "Attribute",
     "AttributeValue",
@@ -106,6 +130,9 @@ __all__ = [
     "InvalidMessage",
     "InvalidName",
     "InvalidRequest",
+    "InvalidShardRange",
+    "IteratorExpired",
+    "IteratorInvalid",
     "KeyDoesNotExist",
     "LimitExceeded",
     "Message",
@@ -119,27 +146,45 @@ __all__ = [
     "NotPermitted",
     "OutcomeUnknown",
     "OutgoingMessage",
+    "OutgoingRecord",
     "Overloaded",
     "PeekedMessage",
     "PenstockError",
+    "Producer",
     "ProtocolError",
     "PurgeInProgress",
+    "PutFailed",
+    "PutResult",
+    "PutResults",
     "Queue",
     "QueueDoesNotExist",
     "QueueFull",
     "QueueInfo",
     "QueueSettings",
+    "Reader",
     "ReceiptHandle",
     "ReceiptHandleExpired",
     "ReceiptHandleInvalid",
     "ReceivedMessage",
+    "Record",
+    "RecordBatch",
+    "RecordTooLarge",
+    "RecordsUnreadable",
     "RequestTimeout",
     "ResourceBusy",
     "ResourceInUse",
     "SendFailed",
     "SentMessage",
+    "ShardClosed",
+    "ShardDoesNotExist",
+    "ShardInfo",
+    "ShardsNotAdjacent",
     "SlowConsumer",
     "StoreFailed",
+    "Stream",
+    "StreamDoesNotExist",
+    "StreamInfo",
+    "StreamSettings",
     "TooManyInFlight",
     "TooManyRequests",
     "UnknownOperation",

@@ -18,6 +18,9 @@ from penstock_protocol.errors import (
     InvalidMessage,
     InvalidName,
     InvalidRequest,
+    InvalidShardRange,
+    IteratorExpired,
+    IteratorInvalid,
     KeyDoesNotExist,
     LimitExceeded,
     MessageNotInFlight,
@@ -35,10 +38,15 @@ from penstock_protocol.errors import (
     QueueFull,
     ReceiptHandleExpired,
     ReceiptHandleInvalid,
+    RecordTooLarge,
     ResourceBusy,
     ResourceInUse,
+    ShardClosed,
+    ShardDoesNotExist,
+    ShardsNotAdjacent,
     SlowConsumer,
     StoreFailed,
+    StreamDoesNotExist,
     TooManyInFlight,
     TooManyRequests,
     UnknownOperation,
@@ -46,6 +54,7 @@ from penstock_protocol.errors import (
 )
 
 if TYPE_CHECKING:
+    from penstock.records import OutgoingRecord
     from penstock.types import SentMessage
 
 
@@ -102,6 +111,33 @@ class SendFailed(PenstockError):
         self.sent = sent or []
 
 
+class PutFailed(PenstockError):
+    """Some records were refused: `failures` maps their places in what was put to errors, `records` has them in the same order, to
+    put them again. A producer counts the places from 0 among those that failed since it told last."""
+
+    code = 905
+    fault = Fault.CALLER
+    advice = "Look at .failures: each record answers for itself. What failed is in .records."
+
+    def __init__(
+        self,
+        message: str = "",
+        failures: dict[int, PenstockError] | None = None,
+        records: list[OutgoingRecord] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.failures = failures or {}
+        self.records = records or []
+
+
+class RecordsUnreadable(PenstockError):
+    """The records of a batch cannot be unpacked: its producer has packed something else than it said."""
+
+    code = 906
+    fault = Fault.CALLER
+    advice = "Read on behind the batch (its .end), and look at the program that put it."
+
+
 def fresh(error: PenstockError) -> PenstockError:
     """A copy to raise: one error object raised in many tasks would mix their tracebacks."""
     return type(error)(str(error))
@@ -123,6 +159,9 @@ __all__ = [
     "InvalidMessage",
     "InvalidName",
     "InvalidRequest",
+    "InvalidShardRange",
+    "IteratorExpired",
+    "IteratorInvalid",
     "KeyDoesNotExist",
     "LimitExceeded",
     "MessageNotInFlight",
@@ -137,16 +176,23 @@ __all__ = [
     "PenstockError",
     "ProtocolError",
     "PurgeInProgress",
+    "PutFailed",
     "QueueDoesNotExist",
     "QueueFull",
     "ReceiptHandleExpired",
     "ReceiptHandleInvalid",
+    "RecordTooLarge",
+    "RecordsUnreadable",
     "RequestTimeout",
     "ResourceBusy",
     "ResourceInUse",
     "SendFailed",
+    "ShardClosed",
+    "ShardDoesNotExist",
+    "ShardsNotAdjacent",
     "SlowConsumer",
     "StoreFailed",
+    "StreamDoesNotExist",
     "TooManyInFlight",
     "TooManyRequests",
     "UnknownOperation",

@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from typing import Any, Literal, NamedTuple, Protocol, TypedDict
 
 from penstock_protocol import queue_messages as wire
+from penstock_protocol import stream_messages as streams
 
 _HANDLE = struct.Struct(">16sQH")
 
@@ -319,6 +320,82 @@ class PeekedMessage:
             message.deduplication_id,
             message.source,
         )
+
+
+class PutResult(NamedTuple):
+    """A record the broker has stored. `sequence` ascends within the shard."""
+
+    shard: int
+    sequence: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class StreamInfo:
+    """A stream as it is: all settings (wire names, ms and bytes), tags, and how many shards are open."""
+
+    name: str
+    arn: str
+    created_at: datetime
+    modified_at: datetime
+    settings: dict[str, Any]
+    tags: dict[str, str]
+    shards: int
+
+    @classmethod
+    def of(cls, description: streams.StreamDescription) -> StreamInfo:
+        """From its wire form."""
+        return cls(
+            description.stream,
+            description.arn,
+            _time(description.created_ms),
+            _time(description.modified_ms),
+            {setting.name: setting.value for setting in description.settings},
+            {tag.key: tag.value for tag in description.tags},
+            description.shards,
+        )
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ShardInfo:
+    """A shard: it has the hashes from `low` to `high`, both included. `parents`: the shards it came from. `first`: the sequence
+    number that reading begins with, `end`: the one behind its last record."""
+
+    shard: int
+    low: int
+    high: int
+    parents: list[int]
+    created_at: datetime
+    closed_at: datetime | None
+    first: int
+    end: int
+
+    @property
+    def is_open(self) -> bool:
+        """Whether records can be put into it."""
+        return self.closed_at is None
+
+    @classmethod
+    def of(cls, shard: streams.Shard) -> ShardInfo:
+        """From its wire form."""
+        return cls(
+            shard.shard,
+            int.from_bytes(shard.low, "big"),
+            int.from_bytes(shard.high, "big"),
+            shard.parents,
+            _time(shard.created_ms),
+            None if shard.closed_ms is None else _time(shard.closed_ms),
+            shard.first,
+            shard.end,
+        )
+
+
+class StreamSettings(TypedDict, total=False):
+    """Settings of a stream, as create_stream and set take them; None is the default."""
+
+    retention: float | None
+    """Seconds that a record is kept: an hour to 365 days (24 hours)."""
+    max_record_bytes: int | None
+    """Data of one record: 1 KiB to 10 MiB (1 MiB)."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

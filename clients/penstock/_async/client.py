@@ -11,14 +11,16 @@ from typing import Any, Unpack, cast
 
 from penstock_protocol import queue_messages as wire
 from penstock_protocol import session_messages as session
+from penstock_protocol import stream_messages as streams
 
 from penstock import _backend_async as backend
 from penstock import forks
 from penstock._async.batching import Sequences
 from penstock._async.link import AsyncLink
 from penstock._async.queue import AsyncQueue
+from penstock._async.stream import AsyncStream
 from penstock.options import make_options
-from penstock.types import AccessKeyInfo, QueueSettings, settings_to_wire
+from penstock.types import AccessKeyInfo, QueueSettings, StreamSettings, settings_to_wire
 
 
 class AsyncClient:
@@ -55,6 +57,7 @@ class AsyncClient:
         self.link = AsyncLink(options)
         self.sequences = Sequences()
         self._queues: weakref.WeakValueDictionary[str, AsyncQueue] = weakref.WeakValueDictionary()
+        self._streams: dict[str, AsyncStream] = {}  # kept, for they are few, and know their shards
         forks.watch(self)
 
     async def __aenter__(self) -> AsyncClient:
@@ -86,6 +89,8 @@ class AsyncClient:
             self.sequences = Sequences()
             for queue in self._queues.values():
                 queue.attach()
+            for stream in self._streams.values():
+                stream.attach()
 
     # Queues
 
@@ -131,6 +136,48 @@ class AsyncClient:
             if not reply.more:
                 return
             after = reply.queues[-1]
+
+    # Streams
+
+    def stream(self, name: str) -> AsyncStream:
+        """A stream by its name, whether it exists or not: nobody is asked."""
+        with self.link.mutex:
+            stream = self._streams.get(name)
+            if stream is None:
+                stream = self._streams[name] = AsyncStream(self, name)
+            return stream
+
+    async def create_stream(
+        self, name: str, shards: int = 1, *, tags: Mapping[str, str] | None = None, **settings: Unpack[StreamSettings]
+    ) -> AsyncStream:
+        """Creates a stream of `shards` even shards, or finds it if it exists with these settings (else ResourceInUse).
+
+        Settings: retention (seconds; 24 hours), max_record_bytes (1 MiB). InvalidName and InvalidAttribute say what is allowed.
+        """
+        request = streams.CreateStream(
+            name,
+            shards,
+            settings_to_wire(cast(Mapping[str, Any], settings)),
+            [wire.Tag(key, value) for key, value in (tags or {}).items()],
+        )
+        await self.link.call(request)
+        return self.stream(name)
+
+    async def delete_stream(self, name: str) -> None:
+        """Deletes a stream with everything in it."""
+        await self.stream(name).delete_stream()
+        self._streams.pop(name, None)
+
+    async def streams(self, prefix: str = "") -> AsyncIterator[str]:
+        """The names of all streams that start with `prefix`, in order."""
+        after = ""
+        while True:
+            reply = cast(streams.StreamNames, await self.link.call(streams.ListStreams(prefix, after)))
+            for name in reply.streams:
+                yield name
+            if not reply.more:
+                return
+            after = reply.streams[-1]
 
     # Access keys
 

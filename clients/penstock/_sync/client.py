@@ -15,10 +15,17 @@ from penstock import forks
 from penstock._sync.batching import Sequences
 from penstock._sync.link import Link
 from penstock._sync.queue import Queue
+from penstock._sync.stream import Stream
 from penstock.options import make_options
-from penstock.types import AccessKeyInfo, QueueSettings, settings_to_wire
+from penstock.types import (
+    AccessKeyInfo,
+    QueueSettings,
+    StreamSettings,
+    settings_to_wire,
+)
 from penstock_protocol import queue_messages as wire
 from penstock_protocol import session_messages as session
+from penstock_protocol import stream_messages as streams
 
 
 class Client:
@@ -55,6 +62,7 @@ class Client:
         self.link = Link(options)
         self.sequences = Sequences()
         self._queues: weakref.WeakValueDictionary[str, Queue] = weakref.WeakValueDictionary()
+        self._streams: dict[str, Stream] = {}  # kept, for they are few, and know their shards
         forks.watch(self)
 
     def __enter__(self) -> Client:
@@ -84,6 +92,8 @@ class Client:
             self.sequences = Sequences()
             for queue in self._queues.values():
                 queue.attach()
+            for stream in self._streams.values():
+                stream.attach()
 
     # Queues
 
@@ -127,6 +137,48 @@ class Client:
             if not reply.more:
                 return
             after = reply.queues[-1]
+
+    # Streams
+
+    def stream(self, name: str) -> Stream:
+        """A stream by its name, whether it exists or not: nobody is asked."""
+        with self.link.mutex:
+            stream = self._streams.get(name)
+            if stream is None:
+                stream = self._streams[name] = Stream(self, name)
+            return stream
+
+    def create_stream(
+        self, name: str, shards: int = 1, *, tags: Mapping[str, str] | None = None, **settings: Unpack[StreamSettings]
+    ) -> Stream:
+        """Creates a stream of `shards` even shards, or finds it if it exists with these settings (else ResourceInUse).
+
+        Settings: retention (seconds; 24 hours), max_record_bytes (1 MiB). InvalidName and InvalidAttribute say what is allowed.
+        """
+        request = streams.CreateStream(
+            name,
+            shards,
+            settings_to_wire(cast(Mapping[str, Any], settings)),
+            [wire.Tag(key, value) for key, value in (tags or {}).items()],
+        )
+        self.link.call(request)
+        return self.stream(name)
+
+    def delete_stream(self, name: str) -> None:
+        """Deletes a stream with everything in it."""
+        self.stream(name).delete_stream()
+        self._streams.pop(name, None)
+
+    def streams(self, prefix: str = "") -> Iterator[str]:
+        """The names of all streams that start with `prefix`, in order."""
+        after = ""
+        while True:
+            reply = cast(streams.StreamNames, self.link.call(streams.ListStreams(prefix, after)))
+            for name in reply.streams:
+                yield name
+            if not reply.more:
+                return
+            after = reply.streams[-1]
 
     # Access keys
 

@@ -1,0 +1,395 @@
+# Generated from clients/penstock/_async/putting.py by tools/generate_blocking_client.py (make sync-client): edit that file.
+"""Putting: records are gathered by shard, and a shard's batches go their way one behind the other.
+
+A lane is the way to one shard. While as many batches as are allowed are on their way the next one fills, so that batches grow by
+themselves under load. With one on its way at a time, which is what a producer does, records of a shard keep their order over
+lost connections and failed commits; several at once are for callers who wait for each record anyway.
+
+When a shard is closed (split, merged), its lane stops; the shards are listed anew, and everything that stands in the lane is
+grouped again, in its order. Everything here runs under the link's mutex, or is called back by the link.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable
+from typing import Final
+
+from penstock import _backend_threads as backend
+from penstock._sync.batching import FRAME_RESERVE, Sequences
+from penstock._sync.link import Link, Request, operation_of
+from penstock._sync.shards import Shards
+from penstock.errors import (
+    NotConnected,
+    PenstockError,
+    RecordTooLarge,
+    RequestTimeout,
+    ShardClosed,
+    fresh,
+)
+from penstock.records import RECORD_OVERHEAD, Columns, ShardMap, pack
+from penstock.types import PutResult
+from penstock_protocol import codec
+from penstock_protocol import stream_messages as wire
+
+BATCH_RECORDS: Final = 500
+"""Singles in one batch."""
+
+BATCH_BYTES: Final = 1_048_576
+"""Of singles in one batch. One larger record travels alone."""
+
+MAX_BATCH: Final = 10_000
+"""Records in one batch that a broker takes."""
+
+CONCURRENT_BATCHES: Final = 4
+"""Batches of singles on their way per shard."""
+
+CLOSED_LOOKS: Final = 50
+"""How often a shard that says it is closed may still be listed as open before its records are given up."""
+
+
+class PutBatch:
+    """Records of one shard that are put together, and after `done` the outcome. `whole`: it is a part of that batch, whose
+    shard was closed, and holds its records of these places. `ripe`: it need not wait for more records."""
+
+    __slots__ = ("columns", "deadline", "done", "due", "error", "first", "on_done", "parts", "refusal", "ripe", "shard", "whole")
+
+    def __init__(self, columns: Columns | None = None, on_done: Callable[[PutBatch], None] | None = None) -> None:
+        self.columns = Columns([], [], None, 0) if columns is None else columns
+        self.shard = -1
+        self.first = -1
+        self.deadline = 0.0
+        self.due = math.inf
+        self.ripe = True
+        self.refusal: PenstockError | None = None
+        self.error: PenstockError | None = None
+        self.done = backend.Event()
+        self.on_done = on_done
+        self.whole: PutBatch | None = None
+        self.parts: list[tuple[list[int], PutBatch]] = []
+
+    def __len__(self) -> int:
+        return len(self.columns)
+
+    def has_room(self, size_bytes: int, max_records: int, max_bytes: int) -> bool:
+        """Whether one more record fits in. An empty batch takes any."""
+        count = len(self.columns)
+        return not count or (
+            count < max_records and self.columns.size_bytes + size_bytes + RECORD_OVERHEAD * (count + 1) <= max_bytes
+        )
+
+    def outcomes(self) -> list[PutResult | PenstockError]:
+        """What became of each record, in order."""
+        count = len(self)
+        if self.error is not None:
+            return [self.error] * count
+        if not self.parts:
+            shard = self.shard
+            return [PutResult(shard, sequence) for sequence in range(self.first, self.first + count)]
+        found: dict[int, PutResult | PenstockError] = {}
+        for places, part in self.parts:
+            found.update(zip(places, part.outcomes(), strict=True))
+        return [found[place] for place in range(count)]
+
+    def result(self, place: int) -> PutResult:
+        """What became of one record; raises its error."""
+        if self.error is None and not self.parts:
+            return PutResult(self.shard, self.first + place)
+        outcome = self.error if self.error is not None else self.outcomes()[place]
+        if isinstance(outcome, PenstockError):
+            raise fresh(outcome)
+        return outcome
+
+    @property
+    def has_failures(self) -> bool:
+        """Whether any record was refused."""
+        return self.error is not None or any(part.has_failures for _, part in self.parts)
+
+
+class Lane:
+    """The batches of one shard. `held`: the shard is closed, or said that a record is too large, and is being asked about."""
+
+    __slots__ = ("full", "held", "looks", "on_the_way", "open", "sending", "shard")
+
+    def __init__(self, shard: int) -> None:
+        self.shard = shard
+        self.open = PutBatch()
+        self.full: deque[PutBatch] = deque()
+        self.on_the_way = 0
+        self.sending = False
+        self.held = False
+        self.looks = 0
+
+    def drain(self) -> list[PutBatch]:
+        """Takes out everything that is not on its way."""
+        batches = [*self.full, self.open] if len(self.open) else list(self.full)
+        self.full.clear()
+        self.open = PutBatch()
+        return batches
+
+
+class Lanes:
+    """The lanes of one stream, or of one producer. `timeout`: how long a batch may take in all. `linger`: how long a batch that
+    is not full waits for more records. `on_open` is told when one begins to wait."""
+
+    def __init__(
+        self,
+        link: Link,
+        stream: str,
+        sequences: Sequences,
+        shards: Shards,
+        *,
+        timeout: float,
+        concurrent: int = CONCURRENT_BATCHES,
+        max_records: int = BATCH_RECORDS,
+        max_bytes: int = BATCH_BYTES,
+        codec: int = wire.PLAIN,
+        linger: float = 0.0,
+        on_done: Callable[[PutBatch], None] | None = None,
+        on_open: Callable[[PutBatch], None] | None = None,
+    ) -> None:
+        self._link = link
+        self._stream = stream
+        self._sequences = sequences
+        self._shards = shards
+        self._timeout = timeout
+        self._concurrent = concurrent
+        self._max_records = max_records
+        self._max_bytes = max_bytes
+        self._codec = codec
+        self._linger = linger
+        self._on_done = on_done
+        self._on_open = on_open
+        self._lanes: dict[int, Lane] = {}
+        self._operation = operation_of(wire.PutRecords("", 0, 0, 0, 0, b""))
+
+    def limit_bytes(self, wanted: int) -> int:
+        """How much a batch may hold, as far as the broker's frame limit is known."""
+        return min(wanted, self._link.max_frame_bytes - FRAME_RESERVE)
+
+    # What callers do; under the mutex
+
+    def join(self, shard: int, data: bytes, key: str, explicit: bytes | None, size_bytes: int) -> tuple[PutBatch, int]:
+        """Puts a record into the shard's open batch; sends it if nothing holds it back."""
+        lane = self._lane(shard)
+        batch = lane.open
+        if not len(batch):
+            self._begin(batch)
+        elif not batch.has_room(size_bytes, self._max_records, self.limit_bytes(self._max_bytes)):
+            batch = self._next_open(lane)
+            self._begin(batch)
+        place = batch.columns.add(data, key, explicit, size_bytes)
+        if len(batch) >= self._max_records:
+            self._next_open(lane)
+        if lane.on_the_way < self._concurrent:
+            self._pump(lane)
+        return batch, place
+
+    def extend(self, shard: int, columns: Columns) -> None:
+        """Puts many records of one shard behind what is gathered for it already."""
+        lane = self._lane(shard)
+        limit = self.limit_bytes(self._max_bytes)
+        start, count = 0, len(columns)
+        while start < count:
+            batch = lane.open
+            if not len(batch):
+                self._begin(batch)
+            room = max(1, self._max_records - len(batch))
+            piece = next(columns.part(start, count).pieces(room, limit))
+            if len(batch) and not batch.has_room(piece.size_bytes + RECORD_OVERHEAD * len(piece), self._max_records, limit):
+                self._next_open(lane)
+                continue
+            batch.columns.extend(piece)
+            start += len(piece)
+            if len(batch) >= self._max_records:
+                self._next_open(lane)
+        self._pump(lane)
+
+    def send(self, shard: int, batch: PutBatch) -> None:
+        """Sends a batch of its own, behind what waits already."""
+        if not batch.deadline:
+            batch.deadline = backend.monotonic() + self._timeout
+        lane = self._lane(shard)
+        if len(lane.open):
+            self._next_open(lane)
+        lane.full.append(batch)
+        self._pump(lane)
+
+    def ripen(self, now: float) -> float:
+        """Sends batches whose time to wait for more is over; returns when the next one's is."""
+        soonest = math.inf
+        for lane in list(self._lanes.values()):
+            batch = lane.open
+            if not len(batch) or batch.ripe:
+                continue
+            if batch.due <= now:
+                batch.ripe = True
+                self._pump(lane)
+            else:
+                soonest = min(soonest, batch.due)
+        return soonest
+
+    def answer(self, batch: PutBatch, first: int, error: PenstockError | None) -> None:
+        """A batch's outcome: who waits is woken, and with the last part of a batch who waits for all of it."""
+        batch.first = first
+        batch.error = error
+        batch.done.set()
+        if batch.on_done is not None:
+            batch.on_done(batch)
+        whole = batch.whole
+        while whole is not None:
+            with self._link.mutex:
+                if whole.done.is_set() or not all(part.done.is_set() for _, part in whole.parts):
+                    return
+                whole.done.set()
+            if whole.on_done is not None:
+                whole.on_done(whole)
+            whole = whole.whole
+
+    # Inside
+
+    def _lane(self, shard: int) -> Lane:
+        lane = self._lanes.get(shard)
+        if lane is None:
+            lane = self._lanes[shard] = Lane(shard)
+        return lane
+
+    def _begin(self, batch: PutBatch) -> None:
+        """The first record comes into a batch."""
+        now = backend.monotonic()
+        batch.deadline = now + self._timeout
+        batch.on_done = self._on_done
+        if self._linger:
+            batch.ripe = False
+            batch.due = now + self._linger
+        if self._on_open is not None:
+            self._on_open(batch)
+
+    def _next_open(self, lane: Lane) -> PutBatch:
+        """The open batch takes no more records; the one that does now."""
+        if len(lane.open):
+            lane.full.append(lane.open)
+        lane.open = PutBatch()
+        return lane.open
+
+    def _pump(self, lane: Lane) -> None:
+        """Sends what may be sent. A loop with a guard, for a batch may be answered while it is being submitted."""
+        if lane.sending or lane.held:
+            return
+        lane.sending = True
+        while lane.on_the_way < self._concurrent and not lane.held:
+            if lane.full:
+                batch = lane.full.popleft()
+            elif len(lane.open) and lane.open.ripe:
+                batch = lane.open
+                lane.open = PutBatch()
+            else:
+                break
+            if batch.deadline <= backend.monotonic():
+                self.answer(batch, -1, RequestTimeout() if self._link.is_connected else NotConnected())
+                continue
+            lane.on_the_way += 1
+            self._submit(lane, batch)
+        lane.sending = False
+
+    def _submit(self, lane: Lane, batch: PutBatch) -> None:
+        number, acknowledged = self._sequences.take()
+        columns = batch.columns
+        batch.shard = lane.shard
+
+        def on_done(reply: codec.Message | None, error: PenstockError | None) -> None:
+            with self._link.mutex:
+                self._sequences.done(number)
+                lane.on_the_way -= 1
+                again = isinstance(error, (ShardClosed, RecordTooLarge)) and batch.refusal is None
+                if again:
+                    batch.refusal = error
+                    lane.full.appendleft(batch)
+                    self._hold(lane)
+                else:
+                    self._pump(lane)
+            if not again:
+                self.answer(batch, reply.first if isinstance(reply, wire.PutReply) else -1, error)
+
+        message = wire.PutRecords(
+            self._stream,
+            lane.shard,
+            len(columns),
+            self._codec,
+            columns.size_bytes,
+            pack(columns, self._codec),
+            number,
+            acknowledged,
+        )
+        self._link.submit(Request(self._operation, message, on_done, batch.deadline, resend=True))
+
+    # Shards that are closed
+
+    def _hold(self, lane: Lane) -> None:
+        if not lane.held:
+            lane.held = True
+            self._shards.refresh(lambda error: self._refreshed(lane, error))
+
+    def _refreshed(self, lane: Lane, error: PenstockError | None) -> None:
+        """The shards were listed anew."""
+        refused: list[tuple[PutBatch, PenstockError]] = []
+        with self._link.mutex:
+            shards = self._shards.current
+            assert shards is not None
+            closed = any(isinstance(one.refusal, ShardClosed) for one in lane.full)
+            if error is None and closed and lane.shard in shards.ids:
+                lane.looks += 1
+                if lane.looks < CLOSED_LOOKS:
+                    self._link.after_pause(lambda: self._shards.refresh(lambda problem: self._refreshed(lane, problem)))
+                    return
+                error = ShardClosed(f"shard {lane.shard} takes no records, and is listed as open")
+            lane.held = False
+            lane.looks = 0
+            batches = lane.drain()
+            if lane.shard not in shards.ids and not lane.on_the_way:
+                del self._lanes[lane.shard]
+            for batch in batches:
+                if error is None:
+                    refused += self._regroup(shards, batch)
+                else:
+                    refused.append((batch, error))
+        for batch, problem in refused:
+            self.answer(batch, -1, problem)
+
+    def _regroup(self, shards: ShardMap, batch: PutBatch) -> list[tuple[PutBatch, PenstockError]]:
+        """Sends the records of a batch to where they belong now; returns what can't be sent."""
+        columns, refusal = batch.columns, batch.refusal
+        problems = columns.problems(shards.max_record_bytes)
+        if isinstance(refusal, RecordTooLarge) and not problems:
+            return [(batch, refusal)]
+        batch.refusal = None
+        batch.ripe = True
+        groups: list[tuple[int, list[int] | None, Columns]]
+        refused: list[tuple[PutBatch, PenstockError]] = []
+        if problems:
+            good = [place for place in range(len(columns)) if place not in problems]
+            groups = [
+                (shard, good if places is None else [good[place] for place in places], some)
+                for shard, places, some in shards.group(columns.pick(good))
+            ]
+        else:
+            groups = shards.group(columns)
+            if len(groups) == 1:
+                self.send(groups[0][0], batch)
+                return []
+        parts = []
+        for shard, places, some in groups:
+            assert places is not None
+            part = PutBatch(some)
+            part.whole, part.deadline = batch, batch.deadline
+            batch.parts.append((places, part))
+            parts.append((shard, part))
+        for place, problem in problems.items():
+            part = PutBatch(columns.pick([place]))
+            part.whole = batch
+            batch.parts.append(([place], part))
+            refused.append((part, problem))
+        for shard, part in parts:
+            self.send(shard, part)
+        return refused
