@@ -36,7 +36,7 @@ from penstock_protocol.stream_messages import (
     UntagStream,
 )
 from penstock_protocol.stream_messages import Shard as ShardMessage
-from penstock_storage.interface import Commit, CommitUnknown, LogId, Store, StoreError
+from penstock_storage.interface import Commit, LogId, Store, StoreError
 
 from penstock_broker.call import Call, NotReady
 from penstock_broker.catalog import Place
@@ -86,6 +86,7 @@ class StreamAdmin:
         if len(self._catalog) >= limits.MAX_STREAMS and len(self._catalog.names(place)) >= limits.MAX_STREAMS:
             raise LimitExceeded(f"an account has at most {limits.MAX_STREAMS} streams")
         self._need_ids(1 + request.shards)
+        self._service.lane.check_adds()
         now_ms = self._ports.now_ms()
         number = self._ids.pop()
         record = StreamRecord(
@@ -181,6 +182,7 @@ class StreamAdmin:
             for number, shard in sorted(record.shards.items())
             if number >= request.start and _matches(shard.range, request.state, request.at_ms)
         ]
+        self._service.need(chosen[:limit])
         found = []
         for shard in chosen[:limit]:
             one, runtime = shard.range, self._service.runtime(shard)
@@ -220,14 +222,13 @@ class StreamAdmin:
         a record; it is kept as a link between parent and child."""
         children = sum(len(step.children) for step in steps)
         opened = record.open_shards
-        if (
-            len(opened) + children > 2 * limits.MAX_SHARDS
-            or len(opened) + sum(len(step.children) - len(step.parents) for step in steps) > limits.MAX_SHARDS
-        ):
+        if len(opened) + sum(len(step.children) - len(step.parents) for step in steps) > limits.MAX_SHARDS:
             raise LimitExceeded(f"a stream has at most {limits.MAX_SHARDS} open shards")
+        if len(opened) + children > 2 * limits.MAX_SHARDS:
+            raise LimitExceeded(f"this would take {children} new shards on the way; halve or double their number first")
         self._need_ids(children)
-        for shard in opened:
-            self._service.runtime(shard)  # (All that may be closed are loaded first.)
+        self._service.need(opened)  # (All that may be closed.)
+        self._service.lane.check_adds()
         self._begin(record)
         now_ms = self._ports.now_ms()
         shards = dict(record.shards)
@@ -266,7 +267,8 @@ class StreamAdmin:
             if error is not None:
                 call.fail(error)
                 return
-            self._catalog.put(new)
+            # (A shard that has aged out since is not to come back.)
+            self._catalog.put(dataclasses.replace(new, shards=self._current(record).shards | touched))
             for shard in touched.values():
                 if not shard.range.is_open:
                     self._service.closed(shard.log_id)
@@ -290,6 +292,7 @@ class StreamAdmin:
 
     def _change(self, call: Call, record: StreamRecord, new: StreamRecord, answer: Callable[[], None]) -> None:
         """Puts a changed record in force once it is durable."""
+        self._service.lane.check_adds()
         self._begin(record)
         new = dataclasses.replace(new, version=record.version + 1, modified_ms=self._ports.now_ms())
         row = new.to_row()
@@ -300,7 +303,7 @@ class StreamAdmin:
             if error is not None:
                 call.fail(error)
                 return
-            self._catalog.put(new)
+            self._catalog.put(dataclasses.replace(new, shards=self._current(record).shards))
             answer()
 
         self._service.lane.submit(done)
@@ -327,8 +330,7 @@ class StreamAdmin:
             for _ in range(count):
                 self._ids.append(await self._ports.in_thread(self._store.next_id, incarnation))
         except StoreError as error:
-            if isinstance(error, CommitUnknown):
-                self._service.lane.doubt()
+            self._service.lane.failed_outside(error)
             raise StoreFailed() from error
 
 

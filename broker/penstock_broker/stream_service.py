@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import heapq
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import structlog
 import trio
@@ -21,8 +21,8 @@ from penstock_protocol.errors import (
     InvalidRequest,
     IteratorInvalid,
     LimitExceeded,
-    Overloaded,
     PenstockError,
+    ShardClosed,
     ShardDoesNotExist,
     StoreFailed,
     StreamDoesNotExist,
@@ -48,6 +48,7 @@ RETENTION_SECONDS = 60.0
 """How often retention is looked after: records may live so much longer."""
 TIP_BUDGET_BYTES = 64 * 1024 * 1024
 """The tips of all shards together; those written longest ago give theirs up."""
+MANY_DEADLINES = 1_000
 STARTS = ("trim_horizon", "latest", "at", "after", "time")
 
 
@@ -59,6 +60,10 @@ class ShardRuntime:
     waiters: dict[ReadWaiter, None] = dataclasses.field(default_factory=dict)
     used: int = 0
     dropped: bool = False
+    tip_bytes: int = 0
+    """What the service counts for it."""
+    oldest_ms: int | None = None
+    """When its oldest record arrived, as far as retention has looked."""
 
 
 @dataclasses.dataclass(slots=True, eq=False)
@@ -96,7 +101,10 @@ class StreamService:
         self._generation = 0
         """Grows when all memory is discarded: what was read before must not be used."""
         self._uses = 0
+        self._tip_bytes = 0
         self._deadlines: list[tuple[int, int, ReadWaiter]] = []
+        """Also of reads that were answered meanwhile, but never more than half of it."""
+        self._many_deadlines = MANY_DEADLINES
         self._numbers = itertools.count()
         self._earlier = trio.Event()
 
@@ -125,6 +133,20 @@ class StreamService:
         runtime.used = self._uses
         return runtime
 
+    def need(self, records: Iterable[ShardRecord]) -> None:
+        """NotReady to load those that are not loaded."""
+        missing = [record.log_id for record in records if record.log_id not in self.runtimes]
+        if missing:
+            raise NotReady(lambda: self._load_all(missing))
+
+    async def _load_all(self, log_ids: list[LogId]) -> None:
+        for log_id in log_ids:
+            try:
+                await self.load(log_id)
+            except ShardDoesNotExist:
+                if self.catalog.of_log(log_id) is not None:
+                    raise
+
     async def load(self, log_id: LogId) -> None:
         """Loads a shard unless it is there; whoever comes second waits for the first. StoreFailed when the store fails."""
         if log_id in self.runtimes:
@@ -136,7 +158,11 @@ class StreamService:
         self._loading[log_id] = done = trio.Event()
         generation = self._generation
         try:
-            shard = await self._ports.in_thread(self._restore, log_id)
+            try:
+                shard = await self._ports.in_thread(self._restore, log_id)
+            except KeyError:
+                await self.lane.commit()  # Its stream may be waiting for the commit that creates it.
+                shard = await self._ports.in_thread(self._restore, log_id)
         except KeyError:
             raise ShardDoesNotExist("the shard was deleted") from None
         except StoreError as error:
@@ -187,6 +213,8 @@ class StreamService:
         """Forgets a loaded shard."""
         runtime.dropped = True
         self.runtimes.pop(runtime.shard.log_id, None)
+        self._tip_bytes -= runtime.tip_bytes
+        runtime.tip_bytes = 0
         for waiter in runtime.waiters:
             waiter.call.waiter = None
             waiter.call.fail(error)
@@ -198,15 +226,19 @@ class StreamService:
         for runtime in list(self.runtimes.values()):
             self.drop(runtime, error)
 
-    def _bound_memory(self, keep: ShardRuntime) -> None:
-        total = sum(one.shard.tip_bytes for one in self.runtimes.values()) if len(self.runtimes) > 1 else 0
-        if total <= TIP_BUDGET_BYTES:
+    def _bound_memory(self, grown: ShardRuntime) -> None:
+        self._tip_bytes += grown.shard.tip_bytes - grown.tip_bytes
+        grown.tip_bytes = grown.shard.tip_bytes
+        if self._tip_bytes <= TIP_BUDGET_BYTES:
             return
-        for runtime in sorted(self.runtimes.values(), key=lambda one: one.used):
-            if runtime is not keep:
-                total -= runtime.shard.shed()
-                if total <= TIP_BUDGET_BYTES:
-                    return
+        with_tips = [one for one in self.runtimes.values() if one.tip_bytes and one is not grown]
+        for runtime in sorted(with_tips, key=lambda one: one.used):
+            # (Some more than needed, so that this is not for every commit.)
+            self._tip_bytes -= runtime.tip_bytes
+            runtime.tip_bytes = 0
+            runtime.shard.shed()
+            if self._tip_bytes <= TIP_BUDGET_BYTES * 3 // 4:
+                return
 
     # Putting
 
@@ -214,16 +246,23 @@ class StreamService:
         """PutRecords."""
         stream = self.stream(call.caller, request.stream)
         runtime = self.runtime(self.shard_record(stream, request.shard))
-        if self.lane.refuses_sends():
-            raise Overloaded("the store is full: nothing was stored")
-        first = runtime.shard.put(request, call.caller.producer, stream.settings.max_record_bytes, self._ports.now_ms())
-        self.lane.touch(runtime.shard)
+        self.lane.check_adds()
+        shard = runtime.shard
+        first, refusal = 0, None
+        try:
+            first = shard.put(request, call.caller.producer, stream.settings.max_record_bytes, self._ports.now_ms())
+        except ShardClosed as error:
+            if shard.sealed:
+                raise
+            # It is being closed: once that is durable, nothing of this batch is ever stored, and the children are there.
+            refusal = error
+        self.lane.touch(shard)
 
         def done(error: PenstockError | None) -> None:
-            if error is None:
+            if error is None and refusal is None:
                 call.reply(PutReply(first))
             else:
-                call.fail(error)
+                call.fail(error or refusal or ShardClosed())
 
         self.lane.submit(done, call.size_bytes)
 
@@ -257,6 +296,9 @@ class StreamService:
         except StoreError as error:
             log.error("shard not searched", log=log_id, error=str(error))
             call.fail(StoreFailed())
+            return
+        except KeyError:
+            call.fail(ShardDoesNotExist("the shard was deleted"))
             return
         call.reply(self._iterator(log_id, position))
 
@@ -304,7 +346,7 @@ class StreamService:
         runtime = self.runtime(record)
         shard = runtime.shard
         reading = shard.read(place.position, request.max_records, self._max_bytes(request))
-        if reading is None:
+        if reading is None or (reading.runs and not call.session.has_room):
             self._start(self._read_older, call, runtime, place.position, request)
         elif reading.runs or not request.wait_ms or shard.read_out(reading.position):
             self._reply(call, runtime, place.position, reading.runs, reading.position)
@@ -322,6 +364,10 @@ class StreamService:
         runtime.waiters[waiter] = None
         call.waiter = waiter
         heapq.heappush(self._deadlines, (waiter.deadline_ms, next(self._numbers), waiter))
+        if len(self._deadlines) > self._many_deadlines:
+            self._deadlines = [one for one in self._deadlines if one[2] in one[2].runtime.waiters]
+            heapq.heapify(self._deadlines)
+            self._many_deadlines = max(MANY_DEADLINES, 2 * len(self._deadlines))
         if self._deadlines[0][2] is waiter:
             self._earlier.set()
 
@@ -338,7 +384,7 @@ class StreamService:
             request = waiter.request
             waiter.call.waiter = None
             reading = runtime.shard.read(waiter.position, request.max_records, self._max_bytes(request))
-            if reading is None:
+            if reading is None or (reading.runs and not waiter.call.session.has_room):
                 self._start(self._read_older, waiter.call, runtime, waiter.position, request)
             else:
                 self._reply(waiter.call, runtime, waiter.position, reading.runs, reading.position)
@@ -347,23 +393,31 @@ class StreamService:
         """A shard takes nothing more: reads at its end learn of its children."""
         runtime = self.runtimes.get(log_id)
         if runtime is not None:
+            runtime.shard.seal()
             self._serve(runtime)
 
     async def _read_older(self, call: Call, runtime: ShardRuntime, position: int, request: ReadRecords) -> None:
+        """Reads from the store, once the connection has room for it."""
+        session = call.session
+        await session.wait_room()
+        if call.answered:
+            return
         shard = runtime.shard
         position = max(position, shard.trimmed)
         end = shard.end
         max_bytes = self._max_bytes(request)
+        session.promise(max_bytes)
         try:
             rows = await self._ports.in_thread(self._store.load_stream, shard.log_id, position, READ_SEGMENTS, max_bytes)
+            self._counters.loads += 1
+            runs, behind = _runs_of(rows, position, end, request.max_records, max_bytes)
+            self._reply(call, runtime, position, runs, behind)
         except StoreError as error:
             self._counters.load_errors += 1
             log.error("records not loaded", log=shard.log_id, error=str(error))
             call.fail(StoreFailed())
-            return
-        self._counters.loads += 1
-        runs, behind = _runs_of(rows, position, end, request.max_records, max_bytes)
-        self._reply(call, runtime, position, runs, behind)
+        finally:
+            session.promise(-max_bytes)
 
     def _reply(self, call: Call, runtime: ShardRuntime, start: int, runs: list[RecordRun], position: int) -> None:
         shard = runtime.shard
@@ -379,7 +433,7 @@ class StreamService:
         behind_ms = shard.behind_ms(position, now_ms)
         if behind_ms is None:
             # (What is not in memory is older than what is, and no older than what was just read.)
-            behind_ms = max(0, now_ms - runs[-1].arrived_ms) if runs else 0
+            behind_ms = max(1, now_ms - runs[-1].arrived_ms) if runs else 1
         shard.counters.records_out += sum(batch.count for run in runs for batch in run.batches)
         shard.counters.bytes_out += sum(batch.size_bytes for run in runs for batch in run.batches)
         call.reply(Records(record.range.shard, max(start, shard.trimmed), runs, following, behind_ms, children))
@@ -419,19 +473,22 @@ class StreamService:
         await self.load(log_id)
         while (runtime := self.runtimes.get(log_id)) is not None and (found := self.catalog.of_log(log_id)) is not None:
             bound_ms = self._ports.now_ms() - found[0].settings.retention_ms
+            if runtime.oldest_ms is not None and runtime.oldest_ms > bound_ms:
+                return
             shard = runtime.shard
             try:
                 heads = await self._ports.in_thread(self._store.load_heads, log_id, shard.trimmed, limits.TRIM_PAGE)
             except StoreError as error:
                 raise StoreFailed(str(error)) from error
-            old = [head for head in heads if head.sent_ms <= bound_ms and head.first < shard.end]
             if runtime.dropped:
                 return
+            old = [head for head in heads if head.sent_ms <= bound_ms and head.first < shard.end]  # (Arrival times never fall.)
             if old:
                 shard.trim(old[-1].first + old[-1].count, sum(one.count for one in old), sum(one.size_bytes for one in old))
                 self.lane.touch(shard)
                 await self.lane.commit()
             if len(old) < limits.TRIM_PAGE:
+                runtime.oldest_ms = heads[len(old)].sent_ms if len(heads) > len(old) else None
                 await self._forget(log_id, bound_ms)
                 return
 
@@ -444,6 +501,8 @@ class StreamService:
         stream, record = found
         if record.range.closed_ms is None or record.range.closed_ms > bound_ms:
             return
+        if any(parent in stream.shards for parent in record.range.parents):
+            return  # A reader of theirs comes by here.
         row = record.to_row(stream.place, stream.modified_ms)
         await self.lane.commit(lambda commit: commit.delete_resources.append(row))
         current = self.catalog.of_log(log_id)

@@ -3,6 +3,7 @@ are taken at their word, and whoever reads them checks."""
 
 from __future__ import annotations
 
+import itertools
 from typing import Any, Final
 
 import msgpack
@@ -12,6 +13,8 @@ from penstock_protocol.stream_messages import PLAIN, ZSTD, Batch, PutRecords
 from penstock_broker.streams import limits
 
 _ARRAYS: Final = 2
+_SHORT: Final = 512
+"""Arrays up to this length are built in one go: nested as deep as msgpack nests them, they take some megabytes."""
 
 
 def check(request: PutRecords, max_record_bytes: int) -> None:
@@ -44,12 +47,9 @@ def check(request: PutRecords, max_record_bytes: int) -> None:
 
 
 def _columns(blob: bytes, count: int) -> tuple[list[bytes], list[str]]:
-    size = len(blob)
     try:
-        columns = msgpack.unpackb(
-            blob, raw=False, max_array_len=max(count, _ARRAYS), max_map_len=0, max_ext_len=0, max_bin_len=size, max_str_len=size
-        )
-    except (ValueError, msgpack.UnpackException) as error:
+        columns = _build(blob, count) if count <= _SHORT else _walk(blob, count)
+    except (ValueError, msgpack.UnpackException, RecursionError) as error:
         raise InvalidRequest(f"the blob is not two arrays of {count} in msgpack: {error}") from None
     if type(columns) is not list or len(columns) != _ARRAYS or any(type(one) is not list for one in columns):
         raise InvalidRequest(f"the blob is not two arrays of {count} in msgpack")
@@ -57,6 +57,43 @@ def _columns(blob: bytes, count: int) -> tuple[list[bytes], list[str]]:
     if len(data) != count or len(keys) != count or set(map(type, data)) != {bytes} or set(map(type, keys)) != {str}:
         raise InvalidRequest(f"the blob must hold {count} binaries, then {count} strings")
     return data, keys
+
+
+def _build(blob: bytes, count: int) -> Any:
+    left = 1 + _ARRAYS
+
+    def hook(values: list[Any]) -> list[Any]:
+        # (Without it, arrays of empty arrays would take fifty times the memory of the blob.)
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise ValueError("there are more arrays")
+        return values
+
+    size = len(blob)
+    return msgpack.unpackb(
+        blob,
+        raw=False,
+        list_hook=hook,
+        max_array_len=max(count, _ARRAYS),
+        max_map_len=0,
+        max_ext_len=0,
+        max_bin_len=size,
+        max_str_len=size,
+    )
+
+
+def _walk(blob: bytes, count: int) -> Any:
+    """The same for long arrays, element by element, for none of them may be an array."""
+    unpacker = msgpack.Unpacker(None, raw=False, max_array_len=0, max_map_len=0, max_ext_len=0, max_buffer_size=len(blob))
+    unpacker.feed(blob)
+    columns: list[list[Any]] = []
+    if unpacker.read_array_header() == _ARRAYS:
+        while len(columns) < _ARRAYS and unpacker.read_array_header() == count:
+            columns.append(list(itertools.islice(unpacker, count)))
+    if len(columns) == _ARRAYS and unpacker.tell() != len(blob):
+        raise ValueError("something follows them")
+    return columns
 
 
 def pack(batches: list[Batch]) -> bytes:

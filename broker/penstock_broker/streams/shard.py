@@ -68,6 +68,8 @@ class Shard:
         self.trimmed = row.trimmed
         self.end = row.reserved
         self.closed = False
+        """It takes nothing more; whether that is durable, `sealed` says."""
+        self.sealed = False
         self.last_ms = 0
         self._next = row.reserved
         self._reserved = row.reserved
@@ -93,7 +95,7 @@ class Shard:
 
     def stay_closed(self, end: int) -> None:
         """It was closed in an earlier life, with that as the sequence number behind its last record."""
-        self.closed = True
+        self.closed = self.sealed = True
         self.end = self._taken_end = end
 
     # Putting
@@ -140,6 +142,10 @@ class Shard:
         self.closed = True
         return self._taken_end
 
+    def seal(self) -> None:
+        """That it is closed is durable, and so is the last record."""
+        self.sealed = True
+
     # Reading
 
     def read(self, position: int, max_records: int, max_bytes: int) -> Reading | None:
@@ -164,17 +170,18 @@ class Shard:
 
     def read_out(self, position: int) -> bool:
         """Whether nothing will ever come at that position."""
-        return self.closed and position >= self.end
+        return self.sealed and position >= self.end
 
     def behind_ms(self, position: int, now_ms: int) -> int | None:
-        """How long ago the record at `position` arrived; 0 at the tip, None when it is not in memory."""
+        """How long ago the record at `position` arrived, 1 at the least (it may have been in this millisecond, or the clock was
+        set back since); 0 at the tip alone. None when it is not in memory."""
         if position >= self.end:
             return 0
         if not self._tip or position < self._tip[0].first:
             return None
         for segment in self._tip:
             if position < segment.first + segment.count:
-                return max(0, now_ms - segment.arrived_ms)
+                return max(1, now_ms - segment.arrived_ms)
         return 0
 
     # Trimming
