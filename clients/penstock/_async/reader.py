@@ -109,6 +109,8 @@ class AsyncReader:
         self._cursors: dict[int, Cursor] = {}
         self._parked: list[Cursor] = []
         self._pending = 0
+        self._chosen: frozenset[int] = frozenset()
+        self._known = 0
         self._ready: deque[RecordBatch] = deque()
         self._ready_bytes = 0
         self._takers: deque[backend.Event] = deque()
@@ -261,6 +263,8 @@ class AsyncReader:
         kind, position = self._start
         bound = {"latest": math.inf, "time": position}.get(kind, -1)
         chosen = {one.shard: one for one in shards if one.closed_ms is None or one.closed_ms >= bound}
+        self._chosen = frozenset(chosen)
+        self._known = max((one.shard for one in shards), default=-1) + 1
         return [one for one in chosen.values() if not any(parent in chosen for parent in one.parents)]
 
     def _add(self, cursor: Cursor) -> None:
@@ -382,10 +386,17 @@ class AsyncReader:
                 if not shards or shards[0].shard != child:
                     self._fail(ShardDoesNotExist(f"shard {child} of {self._stream} has aged out before it was read"))
                     return
-                parents = [self._cursors[one] for one in shards[0].parents if one in self._cursors]
-                if child not in self._cursors and all(one.ended for one in parents):
+                if child not in self._cursors and all(map(self._is_past, shards[0].parents)):
                     self._add(Cursor(child, "trim_horizon", 0))
                 if self._is_over():
                     self._wake()
 
         self._ask_one(wire.ListShards(self._stream, child, 1), found)
+
+    def _is_past(self, shard: int) -> bool:
+        """Whether nothing of a shard is still to be read. (One that was there at the beginning and not chosen never is; all that
+        came later are, though they may not have been reached yet.)"""
+        cursor = self._cursors.get(shard)
+        if cursor is not None:
+            return cursor.ended
+        return shard < self._known and shard not in self._chosen
