@@ -4,8 +4,9 @@ Figures are messages per second on one machine that servers and clients share. T
 one run mean something, which is why the rounds are interleaved (each round measures every system once) and the median is quoted.
 Senders are one client process; a cycle is a producer process and a consumer process at once. What each server is set to do, and
 what a message that it acknowledged survives, stands in benchmarks/servers.py; how it is driven in benchmarks/peer_*.py and
-penstock_client.py; how it is counted in benchmarks/meter.py. benchmarks/install_peers.sh installs the peers. A peer that is
-missing, or does not start, is said to be so and left out.
+penstock_client.py, for streams in benchmarks/stream_*.py; how it is counted in benchmarks/meter.py. What a reader at the tip of a
+stream waits stands in benchmarks/tip.py. benchmarks/install_peers.sh installs the peers. A peer that is missing, or does not
+start, is said to be so and left out.
 
 Exit code: 0 when everything that was measured reached what it must, 1 when something was missed, 2 when Penstock itself failed.
 """
@@ -24,7 +25,7 @@ from typing import Any
 
 from rich.console import Console
 
-from benchmarks import backlog, machine, report, scenarios
+from benchmarks import backlog, machine, report, scenarios, tip
 from benchmarks.meter import Sample, Work
 from benchmarks.servers import PEERS, NotInstalled, running, versions
 
@@ -42,13 +43,14 @@ class Run:
         self.left_out: dict[str, str] = {}
         self.rounds: report.Rounds = {}
         self.waitings: report.Waitings = {}
+        self.tips: report.Tips = {}
         self.failed = False
 
     def check_installed(self) -> None:
         """Leaves out what is not there."""
         for system in self.systems:
             try:
-                scenarios.client_of(system)
+                scenarios.clients_of(system)
                 with running(system, self.options.folder):
                     pass
             except NotInstalled as error:
@@ -71,11 +73,12 @@ class Run:
     def measure_scenario(self, scenario: scenarios.Scenario, turn: int) -> None:
         """One round of one scenario."""
         for system in self._taking_part(scenario.systems):
+            client = scenarios.client_of(system, scenarios.KINDS[scenario.kind].modules)
             best: Sample | None = None
             for work in scenarios.works(scenario, system, self.options.size):
                 try:
                     sample = self._quiet_sample(system, scenario, work)
-                except (*scenarios.client_of(system).ERRORS, RuntimeError, OSError) as error:
+                except (*client.ERRORS, RuntimeError, OSError) as error:
                     self._problem(scenario.name, system, error)
                     continue
                 detail = f"(window {work.window}) " if len(scenario.windows.get(system, ())) > 1 else ""
@@ -115,6 +118,20 @@ class Run:
                 )
                 self.waitings.setdefault((system, fill.name), []).append(found)
 
+    def measure_tip(self, turn: int) -> None:
+        """One round of what a reader at the tip waits."""
+        for system in self._taking_part(tip.SYSTEMS):
+            try:
+                found = tip.run(system, self.options.folder, self.options.size, self.options.seconds)
+            except (*scenarios.client_of(system, scenarios.STREAM_MODULES).ERRORS, RuntimeError, OSError) as error:
+                self._problem("tip latency", system, error)
+                continue
+            self.console.print(
+                f"[dim]round {turn}: tip latency: {system}: put to reader {found.whole.median_ms:.2f} ms, 99 %"
+                f" {found.whole.p99_ms:.2f} ms[/]"
+            )
+            self.tips.setdefault(system, []).append(found)
+
     def as_json(self) -> dict[str, Any]:
         """Everything, round by round."""
         return {
@@ -132,6 +149,7 @@ class Run:
             "backlog": {
                 f"{system}, {fill}": [dataclasses.asdict(one) for one in found] for (system, fill), found in self.waitings.items()
             },
+            "tip": {system: [dataclasses.asdict(one) for one in found] for system, found in self.tips.items()},
         }
 
 
@@ -146,7 +164,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument(
         "--scenarios",
         default="",
-        help="only those that are named so or, if none is, whose names contain it; several with ; between; 'backlog' is one",
+        help="only those that are named so or, if none is, whose names contain it; several with ; between; also 'tip', 'backlog'",
     )
     parser.add_argument(
         "--backlog", type=int, default=BACKLOG, help="messages waiting in the backlog (default 1,000,000; 0: skip)"
@@ -193,6 +211,7 @@ def main() -> int:
         run.systems.remove("penstock")
     wanted = [part.strip().lower() for part in options.scenarios.split(";") if part.strip()]
     chosen = [one for one in scenarios.SCENARIOS if not wanted or any(_names(part, one.name.lower()) for part in wanted)]
+    with_tip = not wanted or "tip" in wanted
     with_backlog = options.backlog > 0 and (not wanted or "backlog" in wanted)
     console.print(
         f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.2f}; {options.folder} on {machine.file_system(options.folder)}: 4 KiB"
@@ -203,6 +222,8 @@ def main() -> int:
         for turn in range(1, options.rounds + 1):
             for scenario in chosen:
                 run.measure_scenario(scenario, turn)
+            if with_tip:
+                run.measure_tip(turn)
             if with_backlog:
                 run.measure_backlog(turn)
     except (KeyboardInterrupt, SystemExit):
@@ -213,6 +234,8 @@ def main() -> int:
     if run.rounds:
         report.rates(console, run.rounds, present, versions(present), options.size)
         verdicts += report.demands(console, run.rounds)
+    if run.tips:
+        report.tips(console, run.tips)
     if run.waitings:
         verdicts += report.backlog(console, run.waitings, options.backlog, present)
     for system, why in run.left_out.items():

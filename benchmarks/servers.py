@@ -7,6 +7,8 @@
 | RabbitMQ | a quorum queue with one member: syncs its log before it confirms | power loss |
 | PostgreSQL | fsync on, synchronous_commit on | power loss |
 | NATS JetStream 2.10 or later | file storage, sync_interval always | power loss |
+| RabbitMQ streams | one member; a stream does not sync before it confirms | a crash of the server |
+| Kinesalite | LevelDB, which is not told to sync | a crash of the server |
 
 Each measurement gets a fresh server in a fresh folder. A server does not outlive the harness: it is ended when its block
 is left, and asks the kernel for a SIGTERM should the harness be killed. A peer that is missing or too old is NotInstalled.
@@ -15,6 +17,8 @@ is left, and asks the kernel for a SIGTERM should the harness be killed. A peer 
 from __future__ import annotations
 
 import contextlib
+import functools
+import json
 import os
 import re
 import shutil
@@ -28,8 +32,9 @@ from pathlib import Path
 
 from benchmarks import machine
 
-PEERS = ("redis", "rabbitmq", "postgresql", "nats")
-DURABILITY = dict.fromkeys(("penstock", *PEERS), "power loss")
+PEERS = ("redis", "rabbitmq", "postgresql", "nats", "rabbitmq-streams", "kinesalite")
+NOT_SYNCED = ("rabbitmq-streams", "kinesalite")
+DURABILITY = dict.fromkeys(("penstock", *PEERS), "power loss") | dict.fromkeys(NOT_SYNCED, "a server's crash")
 OLDEST_NATS = (2, 10)  # sync_interval: earlier servers refuse the setting and sync every two minutes
 END_SECONDS = 20
 
@@ -153,10 +158,15 @@ RABBITMQ_FOLDER = "/usr/lib/rabbitmq/bin"
 
 
 @contextlib.contextmanager
-def _rabbitmq(folder: Path) -> Iterator[Server]:
+def _rabbitmq(folder: Path, name: str = "rabbitmq") -> Iterator[Server]:
     program = _find("rabbitmq-server", RABBITMQ_FOLDER)
-    port, names = free_port(), free_port()
-    (folder / "rabbit.conf").write_text(f"listeners.tcp.1 = 127.0.0.1:{port}\nvm_memory_high_watermark.relative = 0.6\n")
+    port, names, streams = free_port(), free_port(), free_port()
+    settings = f"listeners.tcp.1 = 127.0.0.1:{port}\nvm_memory_high_watermark.relative = 0.6\n"
+    if name == "rabbitmq-streams":
+        settings += f"stream.listeners.tcp.1 = 127.0.0.1:{streams}\nstream.advertised_host = 127.0.0.1\n"
+        settings += f"stream.advertised_port = {streams}\n"
+        (folder / "plugins").write_text("[rabbitmq_stream].\n")
+    (folder / "rabbit.conf").write_text(settings)
     environment = dict(
         os.environ,
         HOME=str(folder),
@@ -173,7 +183,9 @@ def _rabbitmq(folder: Path) -> Iterator[Server]:
     # Its name server is ours as well: one that RabbitMQ starts by itself would stay for ever.
     epmd = [_find("epmd"), "-port", str(names), "-address", "127.0.0.1"]
     with _process(epmd, folder, names, environment), _process([program], folder, port, environment) as process:
-        yield Server("rabbitmq", port, process)
+        if name == "rabbitmq-streams":
+            _wait_for_port(streams, process, folder / f"log-{port}")
+        yield Server(name, streams if name == "rabbitmq-streams" else port, process)
 
 
 def _postgresql_programs() -> Path:
@@ -221,6 +233,19 @@ def _nats_program() -> str:
     return program
 
 
+@contextlib.contextmanager
+def _kinesalite(folder: Path) -> Iterator[Server]:
+    port = free_port()
+    command = [_find("kinesalite"), "--port", str(port), "--path", str(folder / "data")]
+    command += ["--createStreamMs", "10", "--shardLimit", "1000"]
+    with _process(command, folder, port) as process:
+        yield Server("kinesalite", port, process)
+
+
+def _kinesalite_version() -> str:
+    return str(json.loads((Path(_find("kinesalite")).resolve().parent / "package.json").read_text())["version"])
+
+
 def _output(command: list[str]) -> str:
     done = subprocess.run(command, check=False, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     return done.stdout
@@ -247,6 +272,16 @@ _VERSIONS: dict[str, Callable[[], str]] = {
     "rabbitmq": _rabbitmq_version,
     "postgresql": lambda: _version(str(_postgresql_programs() / "postgres")),
     "nats": lambda: _version(_nats_program()),
+    "rabbitmq-streams": _rabbitmq_version,
+    "kinesalite": _kinesalite_version,
 }
 
-_STARTERS = {"penstock": _penstock, "redis": _redis, "rabbitmq": _rabbitmq, "postgresql": _postgresql, "nats": _nats}
+_STARTERS: dict[str, Callable[[Path], contextlib.AbstractContextManager[Server]]] = {
+    "penstock": _penstock,
+    "redis": _redis,
+    "rabbitmq": _rabbitmq,
+    "postgresql": _postgresql,
+    "nats": _nats,
+    "rabbitmq-streams": functools.partial(_rabbitmq, name="rabbitmq-streams"),
+    "kinesalite": _kinesalite,
+}
