@@ -1,0 +1,194 @@
+"""Streams through the SDK against a real broker: everything once, and kill -9 in the middle."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+from penstock import AsyncClient, AsyncReader, AsyncStream, Client, OutgoingRecord, PutResult
+from penstock.errors import (
+    InvalidAttribute,
+    InvalidName,
+    InvalidShardRange,
+    RecordTooLarge,
+    ResourceInUse,
+    ShardsNotAdjacent,
+    StreamDoesNotExist,
+)
+from penstock.records import HASHES
+
+from tests.broker_process import BrokerProcess, running_broker
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def own_broker(tmp_path: Path) -> Iterator[BrokerProcess]:
+    """A broker that the test may kill."""
+    with running_broker(tmp_path) as broker:
+        yield broker
+
+
+async def fresh_stream(client: AsyncClient, name: str, shards: int = 1, **settings: Any) -> AsyncStream:
+    """An empty stream of that name; the same broker serves many tests."""
+    with contextlib.suppress(StreamDoesNotExist):
+        await client.delete_stream(name)
+    return await client.create_stream(name, shards, **settings)
+
+
+async def numbers(reader: AsyncReader) -> list[int]:
+    return [int(record.data) async for batch in reader for record in batch]
+
+
+def check_order(found: list[int], count: int) -> None:
+    """Everything once, and the records of each key in their order."""
+    assert sorted(found) == list(range(count))
+    for key in range(20):
+        assert [number for number in found if number % 20 == key] == list(range(key, count, 20))
+
+
+def rows(start: int, stop: int) -> list[tuple[bytes, str]]:
+    return [(b"%d" % number, f"key {number % 20}") for number in range(start, stop)]
+
+
+async def test_records_come_back_as_they_were_put_from_the_shard_that_their_key_has(real_broker: BrokerProcess) -> None:
+    async with AsyncClient(real_broker.url) as client:
+        stream = await fresh_stream(client, "round", 4)
+        began = datetime.now(UTC) - timedelta(seconds=5)
+        one = await stream.put("ä", "schlüssel")
+        many = await stream.put_many([(b"", "a"), OutgoingRecord(b"\x00\xff", "b", HASHES - 1)])
+        expected = int.from_bytes(hashlib.md5("schlüssel".encode(), usedforsecurity=False).digest(), "big") * 4 // HASHES
+        assert (one.shard, one.sequence, many[1]) == (expected, 0, PutResult(3, 0 if expected != 3 else 1))
+        records = [record async for batch in stream.tail("trim_horizon", idle_seconds=0) for record in batch]
+        assert {(record.data, record.key) for record in records} == {("ä".encode(), "schlüssel"), (b"", "a"), (b"\x00\xff", "b")}
+        assert all(began < record.arrived_at < began + timedelta(minutes=5) for record in records)
+        assert [len(batch) async for batch in stream.read(expected, began, idle_seconds=0)]
+        assert [len(batch) async for batch in stream.read(3, "latest", idle_seconds=0)] == []
+
+
+async def test_streams_are_made_listed_changed_and_deleted(real_broker: BrokerProcess) -> None:
+    async with AsyncClient(real_broker.url) as client:
+        stream = await fresh_stream(client, "settings", 2, retention=7_200, tags={"team": "red"})
+        await client.create_stream("settings", 2, retention=7_200)
+        with pytest.raises(ResourceInUse):
+            await client.create_stream("settings", 2, retention=9_999)
+        with pytest.raises(InvalidName):
+            await client.create_stream("no good!")
+        with pytest.raises(InvalidAttribute):
+            await stream.set(retention=5)
+        await stream.tag(stage="test")
+        await stream.untag("team")
+        info = await stream.set(max_record_bytes=2_000)
+        assert (info.settings["retention_ms"], info.settings["max_record_bytes"]) == (7_200_000, 2_000)
+        info = await stream.describe()
+        assert (info.name, info.shards, info.tags) == ("settings", 2, {"stage": "test"})
+        with pytest.raises(RecordTooLarge):
+            await stream.put(bytes(2_001), "k")
+        assert "settings" in [name async for name in client.streams("sett")]
+        await client.delete_stream("settings")
+        with pytest.raises(StreamDoesNotExist):
+            await stream.put(b"x", "k")
+
+
+async def test_a_limit_that_somebody_else_has_lowered_refuses_only_what_is_too_large(real_broker: BrokerProcess) -> None:
+    async with AsyncClient(real_broker.url) as client, AsyncClient(real_broker.url) as other:
+        stream = await fresh_stream(client, "lowered")
+        await stream.put(b"first", "k")
+        await other.stream("lowered").set(max_record_bytes=1_024)
+        results = await stream.put_many([(b"good", "k"), (bytes(2_000), "k"), (b"fine", "k")], raise_on_failure=False)
+        assert {place: type(error) for place, error in results.failures.items()} == {1: RecordTooLarge}
+        assert [one.data async for batch in stream.read(0, idle_seconds=0) for one in batch] == [b"first", b"good", b"fine"]
+
+
+async def test_splits_merges_and_a_new_shard_count_are_followed_by_producers_and_readers(real_broker: BrokerProcess) -> None:
+    async with AsyncClient(real_broker.url) as client, anyio.create_task_group() as tasks:
+        stream = await fresh_stream(client, "reshard")
+        found: list[int] = []
+        tail = stream.tail("trim_horizon", idle_seconds=10)
+
+        async def read() -> None:
+            while len(found) < 20_000:
+                batch = await tail.next(20)
+                assert batch is not None
+                found.extend(int(one) for one in batch.data)
+            tail.close()
+
+        tasks.start_soon(read)
+        other = AsyncClient(real_broker.url)
+        async with other, stream.producer(max_records=50, linger=0.001) as producer:
+            for start in range(0, 20_000, 100):
+                await producer.put_many(rows(start, start + 100))
+                if start == 4_000:
+                    await other.stream("reshard").split(0)
+                if start == 8_000:
+                    await other.stream("reshard").split(1, 12_345)
+                if start == 12_000:
+                    await other.stream("reshard").merge(4, 2)
+                if start == 16_000:
+                    await other.stream("reshard").set_shard_count(2)
+        assert producer.delivered == 20_000
+    check_order(found, 20_000)
+    async with AsyncClient(real_broker.url) as client:
+        stream = client.stream("reshard")
+        shards = await stream.shards()
+        assert len(await stream.shards("open")) == 2
+        assert shards[1].parents == [0] and not shards[1].is_open and shards[-1].is_open
+        check_order(await numbers(stream.tail("trim_horizon", idle_seconds=0)), 20_000)
+        with pytest.raises(InvalidShardRange):
+            await stream.split(shards[-1].shard, 0)
+        with pytest.raises((ShardsNotAdjacent, InvalidShardRange)):
+            await stream.merge(shards[-1].shard, shards[-1].shard)
+
+
+async def test_a_producer_and_a_tail_go_on_over_kill_9_with_everything_once_and_in_order(own_broker: BrokerProcess) -> None:
+    async with AsyncClient(own_broker.url) as client, anyio.create_task_group() as tasks:
+        stream = await client.create_stream("killed", 4)
+        found: list[int] = []
+        tail = stream.tail("trim_horizon")
+
+        async def read() -> None:
+            while len(found) < 6_000:
+                batch = await tail.next()
+                assert batch is not None
+                found.extend(int(one) for one in batch.data)
+            tail.close()
+
+        tasks.start_soon(read)
+        async with stream.producer(max_records=20, linger=0.001) as producer:
+            for start in range(0, 6_000, 20):
+                await producer.put_many(rows(start, start + 20))
+                if start == 3_000:
+                    own_broker.kill()
+                    await anyio.to_thread.run_sync(own_broker.start)
+        assert producer.delivered == 6_000
+    check_order(found, 6_000)
+
+
+async def test_compressed_and_large_records_make_their_round(real_broker: BrokerProcess) -> None:
+    async with AsyncClient(real_broker.url) as client:
+        stream = await fresh_stream(client, "compressed", 2, max_record_bytes=10 * 1_048_576)
+        async with stream.producer(compression="zstd") as producer:
+            await producer.put_many(rows(0, 5_000))
+        assert sorted(await numbers(stream.tail("trim_horizon", idle_seconds=0))) == list(range(5_000))
+        large = await stream.put(bytes(10 * 1_048_576), "k")
+        [batch] = [batch async for batch in stream.read(large.shard, ("at", large.sequence), idle_seconds=0)]
+        assert batch.data == [bytes(10 * 1_048_576)]
+
+
+def test_the_blocking_client_puts_reads_and_tails(real_broker: BrokerProcess) -> None:
+    with Client(real_broker.url) as client:
+        with contextlib.suppress(StreamDoesNotExist):
+            client.delete_stream("blocking")
+        stream = client.create_stream("blocking", 2)
+        with stream.producer(linger=0.001) as producer:
+            for data, key in rows(0, 1_000):
+                producer.put(data, key)
+        stream.put_many(rows(1_000, 2_000))
+        found = [int(one) for batch in stream.tail("trim_horizon", idle_seconds=0) for one in batch.data]
+        check_order(found, 2_000)
