@@ -63,7 +63,7 @@ def test_every_connection_is_durable_against_power_loss(store: SqlStore) -> None
     writer = database_of(store)._cursor
     assert pragma(writer, "journal_mode") == "wal"
     assert pragma(writer, "synchronous") == 2
-    assert pragma(writer, "page_size") == 4096
+    assert pragma(writer, "page_size") == 8192
     assert pragma(writer, "auto_vacuum") == 2
     with database_of(store).read() as reader:
         assert pragma(reader, "synchronous") == 2
