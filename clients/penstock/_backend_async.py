@@ -9,9 +9,10 @@ from __future__ import annotations
 import contextlib
 import socket
 import ssl
+import sys
 from collections.abc import Callable, Coroutine
 from types import TracebackType
-from typing import Any
+from typing import Any, cast
 
 import anyio
 import anyio.abc
@@ -107,10 +108,14 @@ async def connect(host: str, port: int, tls: ssl.SSLContext | None, seconds: flo
 
 
 class Tasks:
-    """Background tasks that end, at the latest, with the block."""
+    """Background tasks that end, at the latest, with the block. `serving`: they serve what the block does, so neither its
+    cancellation nor a Ctrl-C that happens to meet them ends them, only `cancel`: until then cleanup in the block can use them."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, serving: bool = False) -> None:
         self._group: anyio.abc.TaskGroup | None = None
+        self._serving = serving
+        self._shields: set[anyio.CancelScope] = set()
+        self._is_over = False
 
     async def __aenter__(self) -> Tasks:
         self._group = anyio.create_task_group()
@@ -132,12 +137,35 @@ class Tasks:
     def spawn(self, function: Callable[..., Coroutine[Any, Any, Any]], *arguments: Any) -> None:
         """Starts a task."""
         assert self._group is not None, "used outside its block: `async with`"
-        self._group.start_soon(function, *arguments)
+        if self._serving:
+            self._group.start_soon(_undisturbed(self._serve), function, *arguments)
+        else:
+            self._group.start_soon(function, *arguments)
+
+    async def _serve(self, function: Callable[..., Coroutine[Any, Any, Any]], *arguments: Any) -> None:
+        if self._is_over:
+            return
+        with anyio.CancelScope(shield=True) as scope:
+            self._shields.add(scope)
+            try:
+                await function(*arguments)
+            finally:
+                self._shields.discard(scope)
 
     def cancel(self) -> None:
         """Ends all tasks."""
+        self._is_over = True
+        for scope in list(self._shields):
+            scope.cancel()
         if self._group is not None:
             self._group.cancel_scope.cancel()
+
+
+def _undisturbed(function: Callable[..., Coroutine[Any, Any, Any]]) -> Callable[..., Coroutine[Any, Any, Any]]:
+    """The function, as one in which no Ctrl-C is raised: trio raises it wherever it finds Python at work, and tells the main
+    task of it in this case. (asyncio cancels the main task anyway.)"""
+    trio = sys.modules.get("trio")
+    return cast(Callable[..., Coroutine[Any, Any, Any]], trio.lowlevel.enable_ki_protection(function)) if trio else function
 
 
 def monotonic() -> float:

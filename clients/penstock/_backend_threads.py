@@ -161,7 +161,8 @@ def connect(host: str, port: int, tls: ssl.SSLContext | None, seconds: float) ->
 class Tasks:
     """Background threads. Leaving the block waits for them, unless they were given up."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, serving: bool = False) -> None:
+        del serving  # nothing cancels a thread, and no Ctrl-C meets one
         self._threads: list[threading.Thread] = []
         self._given_up = False
 

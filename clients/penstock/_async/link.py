@@ -121,7 +121,7 @@ class AsyncLink:
     def __init__(self, options: Options) -> None:
         self.options = options
         self.mutex = backend.Mutex()
-        self.tasks = backend.Tasks()
+        self.tasks = backend.Tasks(serving=True)
         self.producer = os.urandom(16)
         self.max_frame_bytes = UNKNOWN_FRAME_BYTES
         self.is_started = False

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final, Literal, Self
 from penstock_protocol import stream_messages as wire
 
 from penstock import _backend_async as backend
-from penstock._async.putting import CONCURRENT_BATCHES, MAX_BATCH, AsyncLanes, PutBatch
+from penstock._async.putting import MAX_BATCH, AsyncLanes, PutBatch
 from penstock.errors import ClientClosed, PenstockError, PutFailed
 from penstock.forks import FORKED
 from penstock.records import Columns, OutgoingRecord, hash_bytes, problem_of, record_bytes, size_of, zstandard
@@ -77,7 +77,7 @@ class AsyncProducer:
             stream.sequences,
             stream.shard_map,
             timeout=delivery_timeout,
-            concurrent=1 if ordered else CONCURRENT_BATCHES,
+            ordered=ordered,
             max_records=max_records,
             max_bytes=max_bytes,
             codec=wire.PLAIN if compression is None else wire.ZSTD,

@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Final, Literal, Self
 
 from penstock import _backend_threads as backend
-from penstock._sync.putting import CONCURRENT_BATCHES, MAX_BATCH, Lanes, PutBatch
+from penstock._sync.putting import MAX_BATCH, Lanes, PutBatch
 from penstock.errors import ClientClosed, PenstockError, PutFailed
 from penstock.forks import FORKED
 from penstock.records import (
@@ -85,7 +85,7 @@ class Producer:
             stream.sequences,
             stream.shard_map,
             timeout=delivery_timeout,
-            concurrent=1 if ordered else CONCURRENT_BATCHES,
+            ordered=ordered,
             max_records=max_records,
             max_bytes=max_bytes,
             codec=wire.PLAIN if compression is None else wire.ZSTD,

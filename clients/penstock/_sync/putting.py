@@ -2,8 +2,8 @@
 """Putting: records are gathered by shard, and a shard's batches go their way one behind the other.
 
 A lane is the way to one shard. While as many batches as are allowed are on their way the next one fills, so that batches grow by
-themselves under load. With one on its way at a time, which is what a producer does, records of a shard keep their order over
-lost connections and failed commits; several at once are for callers who wait for each record anyway.
+themselves under load. With one on its way at a time (`ordered`), which is what a producer does, records of a shard keep their
+order over lost connections and failed commits; several at once are for callers who wait for each record anyway.
 
 When a shard is closed (split, merged), its lane stops; the shards are listed anew, and everything that stands in the lane is
 grouped again, in its order. Everything here runs under the link's mutex, or is called back by the link.
@@ -43,7 +43,10 @@ MAX_BATCH: Final = 10_000
 """Records in one batch that a broker takes."""
 
 CONCURRENT_BATCHES: Final = 4
-"""Batches of singles on their way per shard."""
+"""Batches on their way per shard before another goes out that could still grow."""
+
+FULL_BATCHES: Final = 16
+"""The same for one that cannot: so many callers at once need not wait for each other's commits."""
 
 CLOSED_LOOKS: Final = 50
 """How often a shard that says it is closed may still be listed as open before its records are given up."""
@@ -141,7 +144,7 @@ class Lanes:
         shards: Shards,
         *,
         timeout: float,
-        concurrent: int = CONCURRENT_BATCHES,
+        ordered: bool = False,
         max_records: int = BATCH_RECORDS,
         max_bytes: int = BATCH_BYTES,
         codec: int = wire.PLAIN,
@@ -154,7 +157,8 @@ class Lanes:
         self._sequences = sequences
         self._shards = shards
         self._timeout = timeout
-        self._concurrent = concurrent
+        self._concurrent = 1 if ordered else CONCURRENT_BATCHES
+        self._concurrent_full = 1 if ordered else FULL_BATCHES
         self._max_records = max_records
         self._max_bytes = max_bytes
         self._codec = codec
@@ -182,7 +186,7 @@ class Lanes:
         place = batch.columns.add(data, key, explicit, size_bytes)
         if len(batch) >= self._max_records:
             self._next_open(lane)
-        if lane.on_the_way < self._concurrent:
+        if lane.full or (lane.open.ripe and lane.on_the_way < self._concurrent):
             self._pump(lane)
         return batch, place
 
@@ -278,10 +282,10 @@ class Lanes:
         if lane.sending or lane.held:
             return
         lane.sending = True
-        while lane.on_the_way < self._concurrent and not lane.held:
-            if lane.full:
+        while not lane.held:
+            if lane.full and lane.on_the_way < self._concurrent_full:
                 batch = lane.full.popleft()
-            elif len(lane.open) and lane.open.ripe:
+            elif not lane.full and len(lane.open) and lane.open.ripe and lane.on_the_way < self._concurrent:
                 batch = lane.open
                 lane.open = PutBatch()
             else:
