@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import ssl
 from pathlib import Path
 
 import anyio
 import pytest
+import trio
 from penstock import AsyncClient
 from penstock._async import link as link_module
 from penstock.errors import (
@@ -145,6 +147,20 @@ async def test_cancelling_the_clients_block_ends_it(broker: FakeBroker) -> None:
             scope.cancel()
             await anyio.sleep_forever()
     assert scope.cancelled_caught
+
+
+async def test_cleanup_in_a_cancelled_block_still_reaches_the_broker(broker: FakeBroker) -> None:
+    with anyio.CancelScope() as scope:
+        async with AsyncClient(broker.url, request_timeout=10) as client:
+            try:
+                await client.ping()
+                scope.cancel()
+                await anyio.sleep_forever()
+            finally:
+                with anyio.move_on_after(10, shield=True):
+                    await client.queue("jobs").send(b"cleaned up")
+    assert scope.cancelled_caught
+    assert broker.queue("jobs").bodies == [b"cleaned up"]
 
 
 async def test_what_was_refused_by_nature_is_not_asked_again(broker: FakeBroker) -> None:
@@ -289,3 +305,29 @@ async def test_the_tls_scheme_alone_verifies_against_the_machines_authorities() 
 
 async def test_secrets_do_not_show_in_the_options_text() -> None:
     assert "hush" not in repr(make_options("penstock://key:hush@host", None, None, None, "", "", 5, 30))
+
+
+# Ctrl-C
+
+
+@pytest.mark.parametrize("anyio_backend", ["trio"])  # asyncio cancels the main task, wherever a Ctrl-C meets it
+def test_a_ctrl_c_that_meets_the_connection_at_work_leaves_it_for_cleanup(broker: FakeBroker, anyio_backend: str) -> None:
+    del anyio_backend
+
+    async def interrupted() -> None:
+        async with AsyncClient(broker.url, request_timeout=10) as client:
+            try:
+                await client.ping()
+                client.link.after_pause(lambda: signal.raise_signal(signal.SIGINT))
+                await trio.sleep_forever()
+            finally:
+                with trio.move_on_after(10, shield=True):
+                    await client.queue("jobs").send(b"cleaned up")
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever started the tests may have ignored it
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            trio.run(interrupted)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert broker.queue("jobs").bodies == [b"cleaned up"]

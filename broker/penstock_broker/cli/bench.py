@@ -18,6 +18,9 @@ from penstock_broker.cli.exits import Exit
 from penstock_broker.cli.output import client_options, console, fail, print_json, print_table, tls_context
 from penstock_broker.cli.output import seconds as seconds_type
 
+CLEANUP_SECONDS = 10.0
+"""How long a benchmark that was interrupted waits for its queue to be deleted."""
+
 Step = Callable[[AsyncQueue, bytes, float], Awaitable[int]]
 
 
@@ -101,8 +104,8 @@ async def _bench(seconds: float, size: int, url: str | None, tls: ssl.SSLContext
     body = secrets.token_bytes(size)
     results: dict[str, float] = {}
     async with AsyncClient(url, tls=tls, request_timeout=10) as client:
-        queue = await client.create_queue(name)
         try:
+            queue = await client.create_queue(name)
             with Progress(console=console, transient=True, disable=not visible or not console.is_terminal) as progress:
                 bar = progress.add_task("measuring", total=len(STEPS))
                 for title, step in STEPS:
@@ -112,6 +115,7 @@ async def _bench(seconds: float, size: int, url: str | None, tls: ssl.SSLContext
                     results[title] = count / (time.monotonic() - started)
                     progress.advance(bar)
         finally:
-            with trio.CancelScope(shield=True):
-                await queue.delete_queue()
+            with trio.move_on_after(CLEANUP_SECONDS, shield=True):
+                await client.create_queue(name)  # one that was interrupted may be under way: a delete could overtake it
+                await client.delete_queue(name)
     return results
