@@ -27,7 +27,7 @@ MEANING = {
     Exit.FAILED: "the broker refused; the text says why and what to do",
     Exit.USAGE: "wrong arguments or configuration",
     Exit.NOT_REACHABLE: "no broker answers at that address",
-    Exit.NOTHING: "receive, peek, moves: there is none",
+    Exit.NOTHING: "receive, peek, moves, read: there is none",
     Exit.ADDRESS_IN_USE: "serve: the address cannot be listened on",
     Exit.STORE_LOCKED: "serve: another broker has the data open",
     Exit.STORE_UNREACHABLE: "serve: the store does not answer or cannot be opened",

@@ -22,6 +22,7 @@ COMMANDS: Final = {
     "serve": ("serve", "serve"),
     "config": ("serve", "show_config"),
     "queue": ("queues", "queue"),
+    "stream": ("streams", "stream"),
     "key": ("keys", "key"),
     "bench": ("bench", "bench"),
     "demo": ("demo", "demo"),
