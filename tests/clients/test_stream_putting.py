@@ -291,6 +291,28 @@ async def test_a_limit_that_was_lowered_refuses_the_records_that_are_too_large_a
     assert stored(broker, "one", [results[2]]) == [b"fine"]
 
 
+async def test_a_limit_that_was_raised_holds_nobody_back(broker: StreamBroker) -> None:
+    broker.stream("one").max_record_bytes = 10
+    async with AsyncClient(broker.url) as client:
+        stream = client.stream("one")
+        for limit, name in ((11, "put"), (12, "put_many"), (13, "producer.put"), (14, "producer.put_many")):
+            data = bytes(limit)
+            with pytest.raises(PenstockError):
+                await stream.put(data, "k")
+            broker.stream("one").max_record_bytes = limit
+            if name == "put":
+                await stream.put(data, "k")
+            elif name == "put_many":
+                await stream.put_many([(data, "k")])
+            else:
+                async with stream.producer() as producer:
+                    if name == "producer.put":
+                        await producer.put(data, "k")
+                    else:
+                        await producer.put_many([(data, "k")])
+    assert [len(data) for data, _ in broker.stream("one").records] == [11, 12, 13, 14]
+
+
 async def test_a_cancelled_put_disturbs_no_other_record_of_its_frame(broker: StreamBroker) -> None:
     broker.fault("PutRecords", HOLD, HOLD, HOLD, HOLD)
     async with AsyncClient(broker.url) as client, anyio.create_task_group() as tasks:

@@ -11,7 +11,7 @@ from penstock_protocol import stream_messages as wire
 
 from penstock import _backend_async as backend
 from penstock._async.putting import MAX_BATCH, AsyncLanes, PutBatch
-from penstock.errors import ClientClosed, PenstockError, PutFailed
+from penstock.errors import ClientClosed, PenstockError, PutFailed, RecordTooLarge
 from penstock.forks import FORKED
 from penstock.records import Columns, OutgoingRecord, hash_bytes, problem_of, record_bytes, size_of, zstandard
 
@@ -129,6 +129,8 @@ class AsyncProducer:
         size_bytes = size_of(content, key)
         shards = self._stream.shard_map.current or await self._stream.shard_map.get()
         problem = problem_of(content, key, shards.max_record_bytes)
+        if isinstance(problem, RecordTooLarge):  # perhaps more is allowed by now
+            problem = problem_of(content, key, (await self._stream.shard_map.renew()).max_record_bytes)
         if problem is not None:
             raise problem
         self._turn += 1
@@ -163,6 +165,8 @@ class AsyncProducer:
         if not len(columns):
             return
         shards = self._stream.shard_map.current or await self._stream.shard_map.get()
+        if columns.problems(shards.max_record_bytes):  # perhaps larger records are allowed by now
+            shards = await self._stream.shard_map.renew()
         await backend.sleep(0)
         while True:
             with self._link.mutex:

@@ -57,9 +57,10 @@ class AsyncShards:
 
     async def get(self) -> ShardMap:
         """The shards; asks for them the first time."""
-        current = self.current
-        if current is not None:
-            return current
+        return self.current or await self.renew()
+
+    async def renew(self) -> ShardMap:
+        """The shards, asked for anew."""
         done = backend.Event()
         problems: list[PenstockError | None] = []
 

@@ -15,7 +15,7 @@ from penstock._async.producer import AsyncProducer
 from penstock._async.putting import MAX_BATCH, AsyncLanes, PutBatch
 from penstock._async.reader import AsyncReader, Start
 from penstock._async.shards import AsyncShards, list_shards
-from penstock.errors import PenstockError, PutFailed, fresh
+from penstock.errors import PenstockError, PutFailed, RecordTooLarge, fresh
 from penstock.records import Columns, OutgoingRecord, PutResults, hash_bytes, problem_of, record_bytes, size_of
 from penstock.types import PutResult, ShardInfo, StreamInfo, StreamSettings, settings_to_wire
 
@@ -63,6 +63,8 @@ class AsyncStream:
         size_bytes = size_of(content, key)
         shards = self.shard_map.current or await self.shard_map.get()
         problem = problem_of(content, key, shards.max_record_bytes)
+        if isinstance(problem, RecordTooLarge):  # perhaps more is allowed by now
+            problem = problem_of(content, key, (await self.shard_map.renew()).max_record_bytes)
         if problem is not None:
             raise problem
         with self.link.mutex:
@@ -110,6 +112,9 @@ class AsyncStream:
             return PutResults(0, {}, [])
         shards = self.shard_map.current or await self.shard_map.get()
         problems = columns.problems(shards.max_record_bytes)
+        if problems:  # perhaps larger records are allowed by now
+            shards = await self.shard_map.renew()
+            problems = columns.problems(shards.max_record_bytes)
         good: list[int] | None = None
         wanted = columns
         if problems:
@@ -247,9 +252,7 @@ class AsyncStream:
     async def set(self, **settings: Unpack[StreamSettings]) -> StreamInfo:
         """Changes settings, named as in AsyncClient.create_stream; None resets one to its default."""
         request = wire.SetStreamSettings(self.name, settings_to_wire(cast(Mapping[str, Any], settings)))
-        reply = cast(wire.StreamDescription, await self.link.call(request))
-        self.shard_map.current = None
-        return StreamInfo.of(reply)
+        return StreamInfo.of(cast(wire.StreamDescription, await self.link.call(request)))
 
     async def tag(self, **tags: str) -> None:
         """Adds or replaces tags."""

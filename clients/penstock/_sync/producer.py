@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final, Literal, Self
 
 from penstock import _backend_threads as backend
 from penstock._sync.putting import MAX_BATCH, Lanes, PutBatch
-from penstock.errors import ClientClosed, PenstockError, PutFailed
+from penstock.errors import ClientClosed, PenstockError, PutFailed, RecordTooLarge
 from penstock.forks import FORKED
 from penstock.records import (
     Columns,
@@ -137,6 +137,8 @@ class Producer:
         size_bytes = size_of(content, key)
         shards = self._stream.shard_map.current or self._stream.shard_map.get()
         problem = problem_of(content, key, shards.max_record_bytes)
+        if isinstance(problem, RecordTooLarge):  # perhaps more is allowed by now
+            problem = problem_of(content, key, (self._stream.shard_map.renew()).max_record_bytes)
         if problem is not None:
             raise problem
         self._turn += 1
@@ -171,6 +173,8 @@ class Producer:
         if not len(columns):
             return
         shards = self._stream.shard_map.current or self._stream.shard_map.get()
+        if columns.problems(shards.max_record_bytes):  # perhaps larger records are allowed by now
+            shards = self._stream.shard_map.renew()
         backend.sleep(0)
         while True:
             with self._link.mutex:

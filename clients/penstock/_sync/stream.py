@@ -13,7 +13,7 @@ from penstock._sync.producer import Producer
 from penstock._sync.putting import MAX_BATCH, Lanes, PutBatch
 from penstock._sync.reader import Reader, Start
 from penstock._sync.shards import Shards, list_shards
-from penstock.errors import PenstockError, PutFailed, fresh
+from penstock.errors import PenstockError, PutFailed, RecordTooLarge, fresh
 from penstock.records import (
     Columns,
     OutgoingRecord,
@@ -77,6 +77,8 @@ class Stream:
         size_bytes = size_of(content, key)
         shards = self.shard_map.current or self.shard_map.get()
         problem = problem_of(content, key, shards.max_record_bytes)
+        if isinstance(problem, RecordTooLarge):  # perhaps more is allowed by now
+            problem = problem_of(content, key, (self.shard_map.renew()).max_record_bytes)
         if problem is not None:
             raise problem
         with self.link.mutex:
@@ -124,6 +126,9 @@ class Stream:
             return PutResults(0, {}, [])
         shards = self.shard_map.current or self.shard_map.get()
         problems = columns.problems(shards.max_record_bytes)
+        if problems:  # perhaps larger records are allowed by now
+            shards = self.shard_map.renew()
+            problems = columns.problems(shards.max_record_bytes)
         good: list[int] | None = None
         wanted = columns
         if problems:
@@ -261,9 +266,7 @@ class Stream:
     def set(self, **settings: Unpack[StreamSettings]) -> StreamInfo:
         """Changes settings, named as in Client.create_stream; None resets one to its default."""
         request = wire.SetStreamSettings(self.name, settings_to_wire(cast(Mapping[str, Any], settings)))
-        reply = cast(wire.StreamDescription, self.link.call(request))
-        self.shard_map.current = None
-        return StreamInfo.of(reply)
+        return StreamInfo.of(cast(wire.StreamDescription, self.link.call(request)))
 
     def tag(self, **tags: str) -> None:
         """Adds or replaces tags."""
