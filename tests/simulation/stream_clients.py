@@ -86,6 +86,7 @@ class StreamClient(SimulatedClient):
             (weather.reshard, self.reshard),
             (0.15, self.put_wrongly),
             (0.3 if weather.expiry else 0, self.outwait),
+            (0.15, self.abandon),
             (weather.admin * 5, self.tag),
         ]
         for _ in range(OPERATIONS):
@@ -170,12 +171,15 @@ class StreamClient(SimulatedClient):
             return
         shard = self.world.chance.choice(list(self._puts))
         operation, message = self._puts[shard]
-        again = await self.ask(Operation(self.process, "put", {}, 0), message)
+        attempt = Operation(self.process, "put", {}, 0)
+        again = await self.ask(attempt, message)
         if again is not None:
             operation.arguments["answers"].append(again.first)
             self.world.marks["repeated put"] += 1
             if any(one.shard == shard and one.closed for one in self.shards):
                 self.world.marks["repeated put to a closed shard"] += 1
+        elif attempt.error == "ShardClosed":
+            operation.arguments["answers"].append(attempt.error)
 
     async def put_wrongly(self) -> None:
         """A batch that breaks a rule in one record: all of it is refused."""
@@ -328,6 +332,13 @@ class StreamClient(SimulatedClient):
         """Lets its iterators grow old."""
         weather: Any = self.world.weather
         await trio.sleep(weather.expiry * (0.7 + 0.6 * self.world.chance.random()))
+
+    async def abandon(self) -> None:
+        """Begins to wait for records and is gone soon after."""
+        if self.cursors:
+            with trio.move_on_after(self.world.chance.random() * 0.5):
+                await self.read_on(self.world.chance.choice(self.cursors), 100, 20.0)
+            await self.link.close()
 
 
 class Follower(StreamClient):

@@ -121,6 +121,7 @@ async def story(world: World) -> None:
     await _try_everything(world)
     await Follower(world, DRAIN, ends).run()
     await _look_into(world)
+    await _wait_and_leave(world)
     await _look_around(world)
 
 
@@ -164,6 +165,17 @@ async def _try_everything(world: World) -> None:
     except (PenstockError, AssertionError) as error:
         _complain(world, trio.current_time(), f"a stream cannot be used: {step}", repr(error))
     await link.close()
+
+
+async def _wait_and_leave(world: World) -> None:
+    """The last of the clients begins to wait at the tip of a shard and is gone."""
+    client = StreamClient(world, "leaver")
+    await client.list_shards()
+    for shard in client.shards:
+        cursor = None if shard.closed else await client.open_at(shard.shard, "latest")
+        if cursor is not None:
+            client.cursors.append(cursor)
+    await client.abandon()
 
 
 def _facts_of(shard: Shard) -> dict[str, Any]:

@@ -1,0 +1,346 @@
+"""Planted bugs of streams: each breaks one promise on purpose, and a few seeds must notice.
+
+`python -m tests.simulation.stream_planted` prints which checker caught which bug, and after how many seeds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import random
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any, Final
+from unittest import mock
+
+from penstock_broker import stream_service
+from penstock_broker.lane import Lane
+from penstock_broker.queues.deduplication import Deduplication
+from penstock_broker.stream_admin import StreamAdmin
+from penstock_broker.stream_catalog import ShardRecord
+from penstock_broker.stream_service import StreamService
+from penstock_broker.streams import shard as shard_module
+from penstock_broker.streams.iterators import Iterators
+from penstock_broker.streams.shard import Shard
+from penstock_protocol.errors import ShardClosed
+
+from tests.simulation.planted import (
+    CALM,
+    Bug,
+    _ack_before_commit,
+    _ack_on_exception,
+    _ack_the_first_of_a_group,
+    _forget_new,
+    _no_more,
+    _replaced,
+    _store_late_copies,
+    _without,
+)
+from tests.simulation.stream_story import drawn, run_seed
+
+MAX_SEEDS: Final = 60
+
+
+def _patched(home: Any, name: str, make: Callable[[Any], Any], **weather: Any) -> Bug:
+    """A function of a module replaced by what `make` makes of the original."""
+    return Bug(lambda: mock.patch.object(home, name, make(getattr(home, name))), weather)
+
+
+# Commits
+
+
+def _answer_puts_at_once(original: Any) -> Any:
+    def put(self: StreamService, call: Any, request: Any) -> None:
+        def submit(done: Any, size_bytes: int = 0) -> None:
+            done(None)
+
+        with mock.patch.object(self.lane, "submit", submit):
+            original(self, call, request)
+
+    return put
+
+
+def _publish_before_commit(original: Any) -> Any:
+    def collect(self: Shard, *arguments: Any) -> Any:
+        self.publish(original(self, *arguments))
+        return []
+
+    return collect
+
+
+def _close_forgets_what_waits(original: Any) -> Any:
+    def close(self: Shard) -> int:
+        self._open.clear()
+        end: int = original(self)
+        return end
+
+    return close
+
+
+# Shards that close
+
+
+def _close_nothing(original: Any) -> Any:
+    del original
+    return lambda self: self._taken_end
+
+
+def _closed_before_remembered(original: Any) -> Any:
+    def put(self: Shard, *arguments: Any) -> int:
+        if self.closed:
+            raise ShardClosed
+        first: int = original(self, *arguments)
+        return first
+
+    return put
+
+
+def _read_out_before_durable(original: Any) -> Any:
+    del original
+    return lambda self, position: self.closed and position >= self.end
+
+
+def _read_out_before_read(original: Any) -> Any:
+    del original
+    return lambda self, position: self.sealed
+
+
+def _closing_in_memory_only(original: Any) -> Any:
+    def to_row(self: ShardRecord, *arguments: Any) -> Any:
+        opened = dataclasses.replace(self.range, closed_ms=None, end=0)
+        return original(dataclasses.replace(self, range=opened), *arguments)
+
+    return to_row
+
+
+def _one_child_too_few(original: Any) -> Any:
+    def reshard(self: StreamAdmin, call: Any, record: Any, steps: Any, answer: Any) -> None:
+        write = self._service.lane.write
+
+        def forgetful(rows: Any) -> None:
+            def without_last(commit: Any) -> None:
+                rows(commit)
+                commit.upsert_resources.pop()
+
+            write(without_last)
+
+        with mock.patch.object(self._service.lane, "write", forgetful):
+            original(self, call, record, steps, answer)
+
+    return reshard
+
+
+def _forgotten_shards_come_back(original: Any) -> Any:
+    del original
+    return lambda self, record: record
+
+
+# Reads
+
+
+def _off_by_one_at_trim(original: Any) -> Any:
+    def iterator(self: StreamService, log_id: Any, position: int) -> Any:
+        runtime = self.runtimes.get(log_id)
+        trimmed = runtime is not None and position == runtime.shard.trimmed and position > 0
+        return original(self, log_id, position + trimmed)
+
+    return iterator
+
+
+def _skip_like_a_gap(original: Any) -> Any:
+    def runs_of(rows: Any, position: int, end: int, *arguments: Any) -> Any:
+        runs, behind = original(rows, position, end, *arguments)
+        return runs, max(end, behind)
+
+    return runs_of
+
+
+def _lose_the_rest_of_a_batch(original: Any) -> Any:
+    def part_of(first: int, arrived_ms: int, given: Any, position: int, *arguments: Any) -> Any:
+        run, end = original(first, arrived_ms, given, position, *arguments)
+        if run.batches and run.first < position:
+            dropped = run.batches[0]
+            run = dataclasses.replace(run, first=run.first + dropped.count, batches=run.batches[1:])
+        return run, end
+
+    return part_of
+
+
+@contextlib.contextmanager
+def _without_rests() -> Iterator[None]:
+    lossy = _lose_the_rest_of_a_batch(shard_module.part_of)
+    with mock.patch.object(shard_module, "part_of", lossy), mock.patch.object(stream_service, "part_of", lossy):
+        yield
+
+
+def _from_the_batch(original: Any) -> Any:
+    def reply(self: StreamService, call: Any, runtime: Any, start: int, runs: Any, position: int) -> None:
+        original(self, call, runtime, runs[0].first if runs else start, runs, position)
+
+    return reply
+
+
+def _after_is_at(original: Any) -> Any:
+    def open_iterator(self: StreamService, call: Any, request: Any) -> None:
+        start = "at" if request.start == "after" else request.start
+        original(self, call, dataclasses.replace(request, start=start))
+
+    return open_iterator
+
+
+def _latest_is_the_last(original: Any) -> Any:
+    def open_iterator(self: StreamService, call: Any, request: Any) -> None:
+        reply = call.reply
+
+        def earlier(message: Any) -> None:
+            place = self._iterators.check(message.iterator, self._ports.now_ms())
+            reply(self._iterator(place.log_id, max(0, place.position - 1)))
+
+        if request.start == "latest":
+            with mock.patch.object(type(call), "reply", lambda _, message: earlier(message)):
+                original(self, call, request)
+        else:
+            original(self, call, request)
+
+    return open_iterator
+
+
+def _time_one_late(original: Any) -> Any:
+    def position_at(self: StreamService, *arguments: Any) -> int:
+        position: int = original(self, *arguments)
+        return position + 1
+
+    return position_at
+
+
+def _always_at_the_tip(original: Any) -> Any:
+    del original
+    return lambda self, position, now_ms: 0
+
+
+def _never_expire(original: Any) -> Any:
+    def check(self: Iterators, iterator: bytes, now_ms: int) -> Any:
+        del now_ms
+        return original(self, iterator, 0)
+
+    return check
+
+
+def _expire_early(original: Any) -> Any:
+    def check(self: Iterators, iterator: bytes, now_ms: int) -> Any:
+        return original(self, iterator, now_ms + 1_000)
+
+    return check
+
+
+# Retention and time
+
+
+def _retain_less(original: Any) -> Any:
+    async def retain(self: StreamService, log_id: Any) -> None:
+        now_ms = self._ports.now_ms
+        with mock.patch.object(self, "_ports", dataclasses.replace(self._ports, now_ms=lambda: now_ms() + 1_500)):
+            await original(self, log_id)
+
+    return retain
+
+
+async def _retain_nothing(self: StreamService, log_id: Any) -> None:
+    del self, log_id
+
+
+def _arrival_by_the_clock(original: Any) -> Any:
+    def restore(row: Any, last: Any, deduplication: Any) -> Shard:
+        shard: Shard = original(row, last, deduplication)
+        shard.last_ms = 0
+        return shard
+
+    return restore
+
+
+BUGS: Final[dict[str, Bug]] = {
+    "replies leave before their commit": _replaced(Lane, "_commit", _ack_before_commit, crash=0.6, lag=0.05),
+    "replies say ok after a failed commit": _replaced(Lane, "_fail", _ack_on_exception, fail=0.1),
+    "the first of a group commit is answered too early": _replaced(
+        Lane, "_commit", _ack_the_first_of_a_group, fail=0.3, lag=0.05, reshard=0.0
+    ),
+    "a put is acknowledged before its commit": _replaced(StreamService, "put", _answer_puts_at_once, crash=0.6, lag=0.05),
+    "records are readable before their commit": _replaced(Shard, "collect", _publish_before_commit, fail=0.1, lag=0.05),
+    "memory is kept after a failed commit": _replaced(StreamService, "discarded", _no_more, fail=0.1),
+    "puts are not committed": _replaced(Shard, "collect", _without("insert_segments"), crash=0.6),
+    "sequence numbers are used again after a reload": _replaced(Shard, "collect", _without("reservations"), crash=0.6),
+    "answers of puts are kept in memory only": _replaced(
+        Deduplication, "collect", _forget_new("_new_answers"), crash=0.6, cut=0.5, unknown=0.1
+    ),
+    "retries of puts are not recognised": _replaced(Deduplication, "answered", _no_more, cut=0.5),
+    "late copies of puts are stored": _replaced(Deduplication, "answered", _store_late_copies, limbo=0.2),
+    "a closed shard does not remember what it answered": _replaced(Shard, "put", _closed_before_remembered, reshard=1.2),
+    "a close forgets what waits for its commit": _replaced(Shard, "close", _close_forgets_what_waits, reshard=1.2, lag=0.05),
+    "parent and child take records": _replaced(Shard, "close", _close_nothing, reshard=1.2),
+    "a shard is closed in memory only": _replaced(ShardRecord, "to_row", _closing_in_memory_only, reshard=1.2),
+    "a child is not committed": _replaced(StreamAdmin, "_reshard", _one_child_too_few, reshard=1.2),
+    "children are named before the parent is closed": _replaced(
+        Shard, "read_out", _read_out_before_durable, reshard=1.2, lag=0.05, kept=0.0
+    ),
+    "children are named before the parent is read out": _replaced(Shard, "read_out", _read_out_before_read, reshard=1.2),
+    "an iterator begins one late at the trim horizon": _replaced(StreamService, "_iterator", _off_by_one_at_trim, kept=2.0),
+    "an iterator after a record begins at it": _replaced(StreamService, "open_iterator", _after_is_at),
+    "an iterator at the tip begins before it": _replaced(StreamService, "open_iterator", _latest_is_the_last),
+    "an iterator at a time begins one late": _replaced(StreamService, "_position_at", _time_one_late),
+    "iterators never expire": _replaced(Iterators, "check", _never_expire, expiry=1.5, jump=0.0),
+    "iterators expire early": _replaced(Iterators, "check", _expire_early, expiry=1.5, jump=0.0),
+    "records that were not read are taken for a gap": _patched(
+        stream_service, "_runs_of", _skip_like_a_gap, small=(("TIP_BYTES", 1), ("READ_SEGMENTS", 1))
+    ),
+    "a read from within a batch loses its rest": Bug(_without_rests),
+    "a read from within a batch brings its beginning": _replaced(StreamService, "_reply", _from_the_batch),
+    "everybody is told to be at the tip": _replaced(Shard, "behind_ms", _always_at_the_tip),
+    "reads that wait are never woken": _replaced(StreamService, "_serve", _no_more, **CALM),
+    "waiting reads outlive their clients": _replaced(StreamService, "end_waiter", _no_more, cut=0.8, stop=0.3),
+    "trims are kept in memory only": _replaced(Shard, "collect", _without("trims"), kept=2.0, crash=0.6),
+    "retention is ignored": Bug(
+        lambda: mock.patch.object(StreamService, "_retain", _retain_nothing), {"kept": 2.0, "jump": 0.0, "crash": 0.0}
+    ),
+    "retention ends early": _replaced(StreamService, "_retain", _retain_less, kept=6.0, jump=0.0),
+    "a shard that has aged out comes back": _replaced(
+        StreamAdmin, "_current", _forgotten_shards_come_back, kept=2.0, reshard=3.0, lag=0.05, jump=0.0, admin=0.4
+    ),
+    "arrival times go back with the clock": Bug(
+        lambda: mock.patch.object(Shard, "restore", _arrival_by_the_clock(Shard.restore)), {"jump": 1.0, "crash": 0.6}
+    ),
+}
+"""Each promise and how it is broken."""
+
+
+def seeds_until_caught(name: str, first: int = 0) -> tuple[int, str]:
+    """How many seeds it took, and the first complaint. Raises AssertionError when MAX_SEEDS did not notice."""
+    bug = BUGS[name]
+    for count, seed in enumerate(range(first, first + MAX_SEEDS), 1):
+        weather = dataclasses.replace(drawn(random.Random(seed)), **bug.weather)
+        with bug.plant():
+            _, complaints = run_seed(seed, weather)
+        if complaints:
+            return count, complaints[0]
+    raise AssertionError(f"{MAX_SEEDS} seeds did not notice: {name}")
+
+
+def main() -> int:
+    """Prints a table of all of them (or those named). Returns 1 when one was missed."""
+    parser = argparse.ArgumentParser(prog="python -m tests.simulation.stream_planted", description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="NAME")
+    names = parser.parse_args().names or list(BUGS)
+    missed = 0
+    for name in names:
+        try:
+            count, complaint = seeds_until_caught(name)
+            print(f"{name:50} {count:3} seeds  {complaint.splitlines()[0][:90]}", flush=True)
+        except AssertionError as error:
+            missed += 1
+            print(f"{name:50} MISSED     {error}", flush=True)
+    print(f"{len(names) - missed} of {len(names)} planted bugs caught")
+    return int(missed > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
