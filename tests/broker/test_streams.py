@@ -97,9 +97,9 @@ async def data_from(peer: Peer, shard: int, start: str = "trim_horizon", positio
     return [data for _, data in records_of(await read(peer, await iterator(peer, shard, start, position), **options))]
 
 
-async def all_data(peer: Peer, shard: int, stream: str = "s", **options: Any) -> tuple[list[bytes], list[int]]:
+async def all_data(peer: Peer, shard: int, **options: Any) -> tuple[list[bytes], list[int]]:
     """Everything from the oldest record to the tip or the end, and the children."""
-    place, found = await iterator(peer, shard, stream=stream), []
+    place, found = await iterator(peer, shard), list[bytes]()
     while True:
         records = await read(peer, place, **options)
         found += [data for _, data in records_of(records)]
@@ -120,12 +120,12 @@ async def open_shards(peer: Peer, stream: str = "s") -> list[int]:
     return [one.shard for one in found]
 
 
-async def everything(peer: Peer, stream: str = "s") -> list[bytes]:
+async def everything(peer: Peer) -> list[bytes]:
     """All records of all shards: a parent's before its children's."""
     found: list[bytes] = []
-    left = sorted(one.shard for one in await shards_of(peer, stream))
+    left = sorted(one.shard for one in await shards_of(peer))
     for shard in left:
-        found += (await all_data(peer, shard, stream))[0]
+        found += (await all_data(peer, shard))[0]
     return found
 
 
@@ -669,9 +669,8 @@ async def test_a_reader_does_not_leave_a_shard_before_its_last_record() -> None:
         one.threads.release("commit")
         for correlation in (first, second, splitting):
             await other.wait(correlation)
-        found, place = [], tip
         records = await peer.wait(waits)
-        found += records_of(records)
+        found = records_of(records)
         while records.next:
             place = records.next
             records = await read(peer, place)
@@ -930,7 +929,7 @@ async def test_a_put_whose_commit_failed_is_stored_once_when_it_is_tried_again(f
         first = await put(peer, 0, b"b", sequence=2)
         assert first == await put(peer, 0, b"b", sequence=2) >= 1
         last = await put(peer, 0, b"c", sequence=3)
-        place, found = await iterator(peer, 0), []
+        place, found = await iterator(peer, 0), list[tuple[int, bytes]]()
         while len(found) < 3:
             records = await read(peer, place)
             found += records_of(records)
