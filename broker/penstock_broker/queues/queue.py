@@ -48,6 +48,7 @@ from penstock_storage.interface import (
 )
 
 from penstock_broker.queues import limits
+from penstock_broker.queues.ages import Ages
 from penstock_broker.queues.deduplication import Deduplication, content_id, key_of
 from penstock_broker.queues.deliveries import Delivery, Receipts, restored_run, unpack_runs
 from penstock_broker.queues.entries import check_entry, check_shape
@@ -146,6 +147,9 @@ class Queue:
         self.content_bytes = 0
         self.deliveries: dict[int, Delivery] = {}
         self.segments: dict[int, Segment] = {}
+        self._by_age = Ages(self.segments, lambda segment: segment.oldest_ms)
+        self._by_end = Ages(self.segments, lambda segment: segment.kept_since_ms)
+        """In the order in which retention ends."""
         self._budget = budget
         self._receipts = Receipts(secret, row.log_id)
         self._ready: StandardReady | FifoReady = FifoReady() if self.fifo else StandardReady()
@@ -211,6 +215,7 @@ class Queue:
             segment = queue._segment_of(loaded)
             segment.arrived = False
             queue.segments[segment.first] = segment
+            queue._note_age(segment)
             if segment.due_ms > now_ms:
                 # It was received before, so it was due: the clock was set back since. It is not delayed again.
                 queue._unloaded_delayed -= segment.live
@@ -787,21 +792,19 @@ class Queue:
     def _expire_old(self, now_ms: int) -> None:
         """Retention: messages older than the queue keeps them are deleted, in flight or not."""
         bound = now_ms - self.settings.retention_ms
-        oldest = now_ms
-        expired = []
-        for segment in self.segments.values():
-            kept_since = max(segment.sent_ms, segment.due_ms)
-            if kept_since <= bound:
-                expired.append(segment)
-            else:
-                oldest = min(oldest, kept_since)
-        for segment in expired:
-            self.counters.expired += segment.live
-            in_flight = segment.all_mask & ~segment.deleted
-            self._end(segment, in_flight)
-        if expired:
-            self._drop_deleted_runs({segment.first for segment in expired}, now_ms)
-        self._sweep_ms = max(oldest + self.settings.retention_ms, now_ms + limits.SECOND_MS)
+        firsts = set()
+        for segment in self._by_end.take_until(bound):
+            old = segment.sent_until(bound)
+            self.counters.expired += old.bit_count()
+            self._end(segment, old)
+            firsts.add(segment.first)
+            if segment.live:
+                self._by_end.add(segment)
+        if firsts:
+            self._drop_deleted_runs(firsts, now_ms)
+        oldest = self._by_end.oldest()
+        ends_ms = (now_ms if oldest is None else oldest) + self.settings.retention_ms
+        self._sweep_ms = max(ends_ms, now_ms + limits.SECOND_MS)
 
     def _drop_deleted_runs(self, firsts: set[int], now_ms: int) -> None:
         """Messages of these segments ended while they waited or were in flight: nobody has them any more."""
@@ -861,9 +864,10 @@ class Queue:
                 continue
             if open_.first + limits.SEGMENT_MESSAGES == self._next:
                 self._next = open_.first + count
-            segment = Segment(open_.first, count, open_.due_ms, open_.sent_ms, open_.size_bytes, open_.columns)
+            sent_ms = open_.sent_ms
             if open_.columns.sent_ms is not None:
-                segment.sent_ms = max(open_.sent_ms if sent is None else sent for sent in open_.columns.sent_ms)
+                sent_ms = max(sent_ms if sent is None else sent for sent in open_.columns.sent_ms)
+            segment = Segment(open_.first, count, open_.due_ms, sent_ms, open_.size_bytes, open_.columns)
             segments.append(segment)
             commit.insert_segments.append(
                 SegmentRow(
@@ -1030,7 +1034,18 @@ class Queue:
 
     def _hold(self, segment: Segment) -> None:
         self.segments[segment.first] = segment
+        self._note_age(segment)
         self._count_content(segment.memory_bytes())
+
+    def _note_age(self, segment: Segment) -> None:
+        self._by_age.add(segment)
+        self._by_end.add(segment)
+
+    def _take_content(self, segment: Segment, payload: bytes) -> None:
+        segment.columns = Columns.unpack(payload)
+        self._count_content(segment.memory_bytes())
+        if segment.note_times():
+            self._note_age(segment)
 
     def _count_content(self, change_bytes: int) -> None:
         self.content_bytes += change_bytes
@@ -1130,8 +1145,7 @@ class Queue:
             elif segment.arrived:
                 continue
             elif segment.columns is None and row.payload is not None:
-                segment.columns = Columns.unpack(row.payload)
-                self._count_content(segment.memory_bytes())
+                self._take_content(segment, row.payload)
             self._missing.pop(segment.first, None)
             self._early.discard(segment.first)
             self._note_sparse(segment)
@@ -1169,8 +1183,7 @@ class Queue:
                 self._quarantine(segment, now_ms)
                 continue
             if segment.columns is None:
-                segment.columns = Columns.unpack(loaded.segment.payload)
-                self._count_content(segment.memory_bytes())
+                self._take_content(segment, loaded.segment.payload)
                 self._note_sparse(segment)
             woke = True
         self._pay_owed()
@@ -1230,6 +1243,8 @@ class Queue:
         self._ready = FifoReady() if self.fifo else StandardReady()
         self.shed()
         self.segments.clear()
+        self._by_age.clear()
+        self._by_end.clear()
         for delivery in self.deliveries.values():
             if delivery.stored:
                 self._dead_deliveries.append(delivery.number)
@@ -1274,7 +1289,7 @@ class Queue:
     @property
     def oldest_ms(self) -> int | None:
         """The send time of the oldest message; what is only in the store is younger than what is in memory."""
-        return min((segment.sent_ms for segment in self.segments.values()), default=None)
+        return self._by_age.oldest()
 
     @property
     def has_ready(self) -> bool:

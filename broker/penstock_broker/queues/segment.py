@@ -110,6 +110,7 @@ class Segment:
         "sizes",
         "stored_state",
         "taken",
+        "times",
     )
 
     def __init__(
@@ -129,6 +130,9 @@ class Segment:
         self.size_bytes = size_bytes
         self.columns = columns
         self.sizes = sizes if sizes is not None else (sizes_of(columns) if columns is not None else None)
+        self.times: array[int] | None = None
+        """When each message was sent, where that differs (of dead-lettered ones); `sent_ms` is the newest."""
+        self.note_times()
         self.deleted = 0
         self.deleted_bytes = 0
         self.live = count
@@ -146,6 +150,32 @@ class Segment:
     def key(self, log_id: LogId) -> SegmentKey:
         """Where the store keeps it."""
         return SegmentKey(log_id, self.due_ms, self.first)
+
+    def note_times(self) -> bool:
+        """Learns from its content when each message was sent; whether that is news. It is kept when the content is dropped."""
+        if self.times is not None or self.columns is None or self.columns.sent_ms is None:
+            return False
+        self.times = array("q", [self.sent_ms if one is None else one for one in self.columns.sent_ms])
+        return True
+
+    @property
+    def oldest_ms(self) -> int:
+        """When the oldest message that is left was sent (as far as is known without content)."""
+        if self.times is None:
+            return self.sent_ms
+        return min((self.times[index] for index in indexes_of(self.all_mask & ~self.deleted)), default=self.sent_ms)
+
+    @property
+    def kept_since_ms(self) -> int:
+        """From when the retention of that message counts: a delayed one is kept from when it was due."""
+        return max(self.oldest_ms, self.due_ms)
+
+    def sent_until(self, bound_ms: int) -> int:
+        """The messages that are left and were sent no later."""
+        left = self.all_mask & ~self.deleted
+        if self.times is None:
+            return left if self.sent_ms <= bound_ms else 0
+        return sum(1 << index for index in indexes_of(left) if self.times[index] <= bound_ms)
 
     def bytes_of(self, mask: int) -> int:
         """What these messages count against limits. Exact while sizes are known, else their share of the segment."""
