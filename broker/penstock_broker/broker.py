@@ -38,6 +38,7 @@ from penstock_broker.queues.queue import Budget
 from penstock_broker.session import Session, SessionLimits
 from penstock_broker.stream_admin import StreamAdmin
 from penstock_broker.stream_catalog import StreamCatalog
+from penstock_broker.stream_groups import StreamGroups
 from penstock_broker.stream_service import StreamService
 from penstock_broker.streams.shard import Shard
 
@@ -120,6 +121,8 @@ class Broker:
         self.moves = MoveTasks(self.queues, store, ports, self._start)
         rows = await ports.in_thread(store.load_resources)
         self.stream_catalog.replace(rows)
+        self.stream_groups = StreamGroups(self.streams, store, ports, self._start)
+        self.stream_groups.replace(rows)
         for row in rows:
             if row.kind == QUEUE:
                 self.catalog.put(QueueRecord.from_row(row))
@@ -127,7 +130,7 @@ class Broker:
                 self.moves.restore(row)
         self.keyring = Keyring(self._sealing_key, await ports.in_thread(store.load_credentials))
         admin = QueueAdmin(self.queues, store, ports, self._start)
-        stream_admin = StreamAdmin(self.streams, store, ports)
+        stream_admin = StreamAdmin(self.streams, self.stream_groups, store, ports)
         keys = KeyAdmin(self.keyring, self.lane, ports)
         handlers: dict[str, Handler] = {
             "Ping": _ping,
@@ -166,6 +169,11 @@ class Broker:
             "PutRecords": self.streams.put,
             "OpenIterator": self.streams.open_iterator,
             "ReadRecords": self.streams.read,
+            "GroupHeartbeat": self.stream_groups.heartbeat,
+            "ListGroups": self.stream_groups.list_groups,
+            "DescribeGroup": self.stream_groups.describe,
+            "ResetGroup": self.stream_groups.reset,
+            "DeleteGroup": self.stream_groups.delete,
         }
         self.handlers = handlers
         self.dispatcher = Dispatcher(handlers, self.queues, self.streams, self.lane, self._start)
@@ -203,6 +211,7 @@ class Broker:
         def put_in_force() -> None:
             self.catalog.replace(QueueRecord.from_row(row) for row in rows if row.kind == QUEUE)
             self.stream_catalog.replace(rows)
+            self.stream_groups.replace(rows)
             self.moves.learn(row for row in rows if row.kind == MOVE_TASK)
             self.keyring.replace(credentials)
 

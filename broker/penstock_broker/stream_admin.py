@@ -43,6 +43,7 @@ from penstock_broker.catalog import Place
 from penstock_broker.ports import Ports
 from penstock_broker.queues.settings import merged_tags
 from penstock_broker.stream_catalog import ShardRecord, StreamRecord
+from penstock_broker.stream_groups import StreamGroups
 from penstock_broker.stream_service import StreamService
 from penstock_broker.streams import limits, settings, topology
 from penstock_broker.streams.topology import Range, Step
@@ -55,8 +56,9 @@ _STATES = ("all", "open", "closed")
 class StreamAdmin:
     """Handlers that change what there is."""
 
-    def __init__(self, service: StreamService, store: Store, ports: Ports) -> None:
+    def __init__(self, service: StreamService, groups: StreamGroups, store: Store, ports: Ports) -> None:
         self._service = service
+        self._groups = groups
         self._catalog = service.catalog
         self._store = store
         self._ports = ports
@@ -113,7 +115,7 @@ class StreamAdmin:
         record = self._service.stream(call.caller, request.stream)
         self._begin(record)
         rows = [record.to_row(), *(shard.to_row(record.place, record.modified_ms) for shard in record.shards.values())]
-        self._service.lane.write(lambda commit: commit.delete_resources.extend(rows))
+        self._service.lane.write(lambda commit: commit.delete_resources.extend([*rows, *self._groups.rows_of(record)]))
 
         def done(error: PenstockError | None) -> None:
             self._changing.discard(record.resource_id)
@@ -121,6 +123,7 @@ class StreamAdmin:
                 call.fail(error)
                 return
             self._catalog.remove(record)
+            self._groups.forget(record)
             for shard in record.shards.values():
                 runtime = self._service.runtimes.get(shard.log_id)
                 if runtime is not None:

@@ -292,15 +292,19 @@ class StreamService:
 
     async def _find_time(self, call: Call, log_id: LogId, at_ms: int) -> None:
         try:
-            position = await self._ports.in_thread(self._position_at, log_id, at_ms)
+            call.reply(self._iterator(log_id, await self.position_at(log_id, at_ms)))
+        except PenstockError as error:
+            call.fail(error)
+
+    async def position_at(self, log_id: LogId, at_ms: int) -> int:
+        """The first record that arrived at that time or later, or the end. Raises StoreFailed and ShardDoesNotExist."""
+        try:
+            return int(await self._ports.in_thread(self._position_at, log_id, at_ms))
         except StoreError as error:
             log.error("shard not searched", log=log_id, error=str(error))
-            call.fail(StoreFailed())
-            return
+            raise StoreFailed() from error
         except KeyError:
-            call.fail(ShardDoesNotExist("the shard was deleted"))
-            return
-        call.reply(self._iterator(log_id, position))
+            raise ShardDoesNotExist("the shard was deleted") from None
 
     def _position_at(self, log_id: LogId, at_ms: int) -> int:
         """The first record that arrived at that time or later, or the end: a search by halves, for arrival times never fall.

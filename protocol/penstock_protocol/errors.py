@@ -304,6 +304,24 @@ class ShardsNotAdjacent(PenstockError):
     advice = "Merge two different open shards whose hashes are neighbours."
 
 
+class GroupDoesNotExist(PenstockError):
+    code = 308
+    fault = Fault.CALLER
+    advice = "No member of that consumer group was ever heard of; a group is made by its first heartbeat."
+
+
+class CheckpointInvalid(PenstockError):
+    code = 309
+    fault = Fault.CALLER
+    advice = "A checkpoint goes forward only, and not beyond the shard's last record. Reset the group to go back."
+
+
+class MemberExpired(PenstockError):
+    code = 310
+    fault = Fault.CALLER
+    advice = "The member was silent for longer than its session, and its shards may be another's: drop them, and join again."
+
+
 TABLE: Final[dict[int, type[PenstockError]]] = {cls.code: cls for cls in PenstockError.__subclasses__()}
 """Every error by its number."""
 

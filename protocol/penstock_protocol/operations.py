@@ -82,13 +82,18 @@ OPERATIONS: Final[tuple[Operation, ...]] = (
     Operation(59, "PutRecords", streams.PutRecords, streams.PutReply, _P.SEND),
     Operation(60, "OpenIterator", streams.OpenIterator, streams.Iterator, _P.RECEIVE, idempotent=True),
     Operation(61, "ReadRecords", streams.ReadRecords, streams.Records, _P.RECEIVE, idempotent=True, waits=True),
+    Operation(64, "GroupHeartbeat", streams.GroupHeartbeat, streams.GroupLeases, _P.RECEIVE, idempotent=True),
+    Operation(65, "ListGroups", streams.StreamName, streams.GroupNames, _P.READ, idempotent=True),
+    Operation(66, "DescribeGroup", streams.GroupName, streams.GroupDescription, _P.READ, idempotent=True),
+    Operation(67, "ResetGroup", streams.ResetGroup, streams.GroupDescription, _P.MANAGE, idempotent=True),
+    Operation(68, "DeleteGroup", streams.GroupName, session.Empty, _P.MANAGE),
 )
 
 BY_CODE: Final = {operation.code: operation for operation in OPERATIONS}
 BY_REQUEST: Final = {
     operation.request: operation
     for operation in OPERATIONS
-    if operation.request not in (session.Empty, queues.QueueName, streams.StreamName)
+    if operation.request not in (session.Empty, queues.QueueName, streams.StreamName, streams.GroupName)
 }
 BY_NAME: Final = {operation.name: operation for operation in OPERATIONS}
 

@@ -237,3 +237,102 @@ class Records(Message):
     next: bytes
     behind_ms: int
     children: list[int]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Checkpoint(Message):
+    """All records of a shard before sequence number `position` were processed, under the lease of that number."""
+
+    shard: int
+    lease: int
+    position: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class GroupHeartbeat(Message):
+    """A member of a consumer group lives, and says what it did. `member`: 16 random bytes. `session_ms`: how long it may be
+    silent.
+
+    `joining`: it is new (or starts anew) and has no shard; the first heartbeat of a group makes it, with `start` (trim_horizon or
+    latest) as the place where it begins. `leaving`: it stops, and its shards are free. `released`: shards it gives up because
+    it was asked to; what it had processed of them is in `checkpoints`."""
+
+    stream: str
+    group: str
+    member: bytes
+    session_ms: int = 10_000
+    joining: bool = False
+    leaving: bool = False
+    start: str = "trim_horizon"
+    checkpoints: list[Checkpoint] | None = None
+    released: list[int] | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class GroupLease(Message):
+    """A shard that a member has to read, from sequence number `position` on. `lease`: a number that each lease of the group has
+    for itself; another one than before means to begin anew at `position`. `give_up`: another member is to have it; process
+    nothing more of it, and release it."""
+
+    shard: int
+    lease: int
+    position: int
+    give_up: bool
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class GroupLeases(Message):
+    """All that the member has now. `lost`: shards of its checkpoints whose lease was not its own any more; nothing of those was
+    noted."""
+
+    leases: list[GroupLease]
+    lost: list[int]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class GroupName(Message):
+    """Names a consumer group of a stream."""
+
+    stream: str
+    group: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class GroupNames(Message):
+    """The consumer groups of a stream, in name order."""
+
+    groups: list[str]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class GroupShard(Message):
+    """What a group did of a shard: who has it (nil: nobody), the next sequence number to be processed, and the one behind the
+    shard's last record: the difference is its lag. `finished`: nothing is left of it."""
+
+    shard: int
+    member: bytes | None
+    position: int
+    end: int
+    finished: bool
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class GroupDescription(Message):
+    """A consumer group as it stands."""
+
+    stream: str
+    group: str
+    created_ms: int
+    members: list[bytes]
+    shards: list[GroupShard]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ResetGroup(Message):
+    """Sets all checkpoints of a group: to trim_horizon, latest, or the first records that arrived at `position` ms or later
+    (time). Members lose their shards and get them again from there on."""
+
+    stream: str
+    group: str
+    start: str
+    position: int = 0

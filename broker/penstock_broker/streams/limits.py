@@ -46,3 +46,12 @@ RESERVE_SEQUENCES: Final = 1 << 20
 """Sequence numbers reserved at a time: a crash skips at most so many."""
 TRIM_PAGE: Final = 1_000
 """Segments looked at in one step of a trim."""
+
+# Consumer groups.
+MAX_GROUPS: Final = 100
+"""Of one stream."""
+MAX_MEMBERS: Final = 1_000
+"""Of one group."""
+MIN_SESSION_MS: Final = 1_000
+MAX_SESSION_MS: Final = 10 * 60 * 1_000
+"""How long a member may be silent before its shards go to others. (Kinesis Client Library: 10 s.)"""
