@@ -96,3 +96,52 @@ def test_nobody_waits_for_ever_behind_quiet_ones_that_have_nothing() -> None:
     _make_noisy(bench, "noisy")
     _send(bench, "noisy", 40)
     assert len(_served(bench, 40)) == 40
+
+
+def _work_for(bench: Bench, tenants: dict[str, int], minutes: int) -> None:
+    """So many messages of each are received together, and deleted after that time."""
+    for tenant, count in tenants.items():
+        _send(bench, tenant, count)
+    deliveries = bench.receive(sum(tenants.values()), visibility_ms=3_600_000)
+    bench.commit()
+    bench.now_ms += minutes * limits.MINUTE_MS
+    bench.delete(*[receipt for delivery in deliveries for receipt in receipts_of(delivery)])
+    bench.commit()
+
+
+def _is_slow(bench: Bench) -> bool:
+    """Whether the tenant `slow` is passed over for one that came later."""
+    _send(bench, "slow", 1)
+    _send(bench, "other", 1)
+    return _served(bench, 1) == ["other"]
+
+
+def test_a_small_part_of_all_processing_time_is_no_noise_also_when_most_of_it_had_no_group() -> None:
+    for others in ("none", "many"):
+        for count, slow in ((4, False), (400, True)):
+            bench = _queue()
+            _send(bench, "slow", 1)
+            assert _served(bench, 1) == ["slow"], "it is in flight, so that the tenant is not forgotten"
+            _work_for(bench, {"slow": count, others: 900}, minutes=20)
+            assert _is_slow(bench) == slow
+
+
+def test_a_noisy_tenant_is_quiet_again_when_it_has_sent_nothing_for_five_minutes() -> None:
+    for pause_ms, first in ((limits.NOISE_LASTS_MS - 1, "quiet"), (limits.NOISE_LASTS_MS, "noisy")):
+        bench = _queue()
+        _send(bench, "noisy", 65)
+        assert len(_served(bench, 60)) == 60
+        bench.now_ms += pause_ms
+        _send(bench, "quiet", 1)
+        assert _served(bench, 1) == [first]
+
+
+def test_a_tenant_goes_on_being_noisy_while_it_sends_although_its_messages_stay_in_the_store() -> None:
+    bench = _queue()
+    _send(bench, "noisy", 65)
+    assert len(_served(bench, 60)) == 60
+    bench.queue._more = True  # (as if older messages were in the store only)
+    bench.now_ms += limits.NOISE_LASTS_MS
+    _send(bench, "noisy", 1)
+    _send(bench, "quiet", 1)
+    assert _served(bench, 1) == ["quiet"]

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 from penstock_broker.queues import limits
+from penstock_broker.stream_service import TIP_BUDGET_BYTES
+from penstock_broker.streams import limits as stream_limits
 from penstock_storage.schema import metadata
 
 from tests.docs.reading import ARCHITECTURE, BROKER, OPERATING, ROOT, anchors, code_marks, files_named, has_name, rows, section
@@ -85,6 +87,9 @@ def test_the_list_of_contents_names_every_section(document: Path) -> None:
         f"at least {limits.NOISY_IN_FLIGHT} in flight",
         f"Segments of at most {limits.SEGMENT_MESSAGES:,} messages and {limits.SEGMENT_BYTES // 2**20} MiB",
         f"2^{limits.RESERVE_SEQUENCES.bit_length() - 1} numbers ahead",
+        f"The newest {stream_limits.TIP_BYTES // 2**20} MiB of each shard",
+        f"{TIP_BUDGET_BYTES // 2**20} MiB for all shards together",
+        f"up to {stream_limits.SEGMENT_RECORDS:,} records or {stream_limits.SEGMENT_BYTES // 2**20} MiB",
     ],
 )
 def test_numbers_are_those_of_the_code(text: str) -> None:

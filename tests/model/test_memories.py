@@ -64,3 +64,36 @@ def test_a_full_fifo_queue_answers_what_it_accepted_before_as_the_first_time(sco
     with pytest.raises(QueueFull):
         bench.send(b"x", groups=["g"], deduplication_ids=["2"])
     assert bodies_of(bench.receive()) == [b"x"]
+
+
+def test_answers_of_a_producer_that_never_acknowledges_are_kept_for_a_window_only() -> None:
+    bench = Bench()
+    first = bench.send(b"x", sequence=1)
+    bench.commit()
+    assert bench.send(b"x", sequence=1).runs == first.runs
+    sends = 1
+    for _ in range(60):
+        bench.now_ms += limits.MINUTE_MS
+        sends += 1
+        bench.send(b"x", sequence=sends)
+        bench.commit()
+    [producer] = bench.queue._deduplication._producers.values()
+    assert len(producer.answers) <= 16
+    again = bench.send(b"x", sequence=sends - 10)
+    assert bench.queue.messages == sends, "within the window it is a retry"
+    assert again.runs
+
+
+def test_after_a_restart_only_answers_that_were_not_acknowledged_are_known() -> None:
+    bench = Bench()
+    replies = []
+    for number in range(1, 101):
+        replies.append(bench.send(b"x", sequence=number, acknowledged=max(1, number - 2)))
+        bench.commit()
+    bench.reload()
+    [producer] = bench.queue._deduplication._producers.values()
+    assert sorted(producer.answers) == [98, 99, 100]
+    assert bench.send(b"x", sequence=100, acknowledged=98).runs == replies[-1].runs
+    with pytest.raises(InvalidRequest):
+        bench.send(b"x", sequence=97, acknowledged=98)
+    assert bench.queue.messages == 100

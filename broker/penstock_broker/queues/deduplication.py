@@ -1,7 +1,7 @@
 """What a queue remembers so that nothing is done twice: answered sends, deduplication ids, receive attempts.
 
 - A producer (one SDK client) numbers its sends; the answer of each is kept until the producer says that it has it
-  (`acknowledged`), or until the producer has been silent for PRODUCER_WINDOW_MS.
+  (`acknowledged`), or for PRODUCER_WINDOW_MS.
 - A FIFO queue keeps deduplication ids for 5 minutes from the first send, also after the message is deleted (SQS).
 - A receive attempt id is kept for 5 minutes (SQS: ReceiveRequestAttemptId).
 
@@ -27,10 +27,22 @@ KEY_BYTES = 16
 
 @dataclasses.dataclass(slots=True)
 class _Producer:
-    answers: dict[int, SendReply]
+    answers: dict[int, tuple[int, SendReply]]
+    """When, and what, the oldest first."""
     used_ms: int
     acknowledged: int = 0
     """Every lower number has been answered, and its answer forgotten: what comes with one is a late copy."""
+
+    def acknowledge(self, acknowledged: int) -> None:
+        """Forgets what the producer says that it has. (From the front only: a send must not cost a look at all of them.)"""
+        self.acknowledged = max(self.acknowledged, acknowledged)
+        while self.answers and (oldest := next(iter(self.answers))) < self.acknowledged:
+            del self.answers[oldest]
+
+    def forget(self, before_ms: int) -> None:
+        """Forgets answers that are too old to be asked for again, also of a producer that never acknowledges."""
+        while self.answers and self.answers[oldest := next(iter(self.answers))][0] < before_ms:
+            del self.answers[oldest]
 
 
 def key_of(deduplication_id: str, group: str | None) -> bytes:
@@ -70,17 +82,16 @@ class Deduplication:
         if sequence < known.acknowledged:
             raise InvalidRequest(f"sequence {sequence} was answered, and acknowledged, before")
         known.used_ms = now_ms
-        known.acknowledged = max(known.acknowledged, acknowledged)
-        for old in [number for number in known.answers if number < acknowledged]:
-            del known.answers[old]
-        return known.answers.get(sequence)
+        known.acknowledge(acknowledged)
+        _, answer = known.answers.get(sequence, (0, None))
+        return answer
 
     def remember_answer(self, producer: bytes, sequence: int, reply: SendReply, now_ms: int) -> None:
         """The send was decided; a retry gets the same reply."""
         known = self._producers.get(producer)
         if known is None:
             known = self._producers[producer] = _Producer({}, now_ms)
-        known.answers[sequence] = reply
+        known.answers[sequence] = (now_ms, reply)
         known.used_ms = now_ms
         self._new_answers.append((producer, sequence, reply))
 
@@ -139,6 +150,11 @@ class Deduplication:
 
     def collect(self, number: int, now_ms: int) -> DeduplicationRow:
         """The row for the next commit; what is new counts as written from here on."""
+        acknowledged = {
+            producer: known.acknowledged
+            for producer in {producer for producer, _, _ in self._new_answers}
+            if (known := self._producers.get(producer)) is not None and known.acknowledged
+        }
         entries = msgpack.packb(
             (
                 [
@@ -148,13 +164,14 @@ class Deduplication:
                 b"".join(key for key, _ in self._new_keys),
                 [sequence for _, sequence in self._new_keys],
                 self._new_attempts,
+                list(acknowledged.items()),
             )
         )
         self._new_answers, self._new_keys, self._new_attempts = [], [], []
         return DeduplicationRow(self._log_id, now_ms, number, entries)
 
     def forget(self, now_ms: int) -> int | None:
-        """Once a minute: drops silent producers and returns the age bound below which rows may go, else None."""
+        """Once a minute: drops silent producers and old answers; returns the age bound below which rows may go, else None."""
         if now_ms - self._forgotten_ms < limits.MINUTE_MS:
             return None
         self._forgotten_ms = now_ms
@@ -162,17 +179,21 @@ class Deduplication:
         bound = now_ms - limits.PRODUCER_WINDOW_MS
         for producer in [name for name, known in self._producers.items() if known.used_ms < bound]:
             del self._producers[producer]
+        for known in self._producers.values():
+            known.forget(bound)
         return bound
 
     def restore(self, rows: list[DeduplicationRow]) -> None:
         """Takes up what earlier commits wrote."""
         for row in rows:
-            answers, keys, sequences, attempts = _unpack(row.entries)
+            answers, keys, sequences, attempts, acknowledged = _unpack(row.entries)
             for producer, sequence, runs, failures in answers:
                 reply = SendReply(self._log_id, [Run(first, count) for first, count in runs], [Failure(*one) for one in failures])
                 known = self._producers.setdefault(producer, _Producer({}, row.at_ms))
-                known.answers[sequence] = reply
+                known.answers[sequence] = (row.at_ms, reply)
                 known.used_ms = max(known.used_ms, row.at_ms)
+            for producer, number in acknowledged:
+                self._producers[producer].acknowledge(number)
             of_row: list[bytes] = []
             for place, sequence in enumerate(sequences):
                 key = keys[place * KEY_BYTES : (place + 1) * KEY_BYTES]
@@ -190,4 +211,5 @@ def _failures(reply: SendReply) -> list[tuple[int, int, str]]:
 
 
 def _unpack(entries: bytes) -> Any:
-    return msgpack.unpackb(entries, raw=False, max_array_len=len(entries))
+    fields = msgpack.unpackb(entries, raw=False, max_array_len=len(entries))
+    return fields if len(fields) > 4 else [*fields, []]  # earlier versions did not store what was acknowledged

@@ -81,3 +81,5 @@ NOISY_IN_FLIGHT: Final = 30
 NOISY_PROCESSING_MS: Final = 30 * MINUTE_MS
 """Processing time below this never makes a tenant noisy: as much as NOISY_IN_FLIGHT messages held for a minute each."""
 PROCESSING_HALF_LIFE_MS: Final = MINUTE_MS
+NOISE_LASTS_MS: Final = 5 * MINUTE_MS
+"""A tenant that has sent nothing for so long is quiet, whatever it has in flight."""

@@ -968,7 +968,10 @@ class Queue:
     def _admit_quiet(self, segment: Segment) -> None:
         """Lets messages of tenants that have nothing here wait here at once, although the rest of the segment stays in the
         store only: they count as taken when its page comes."""
-        if isinstance(self._ready, FifoReady) or len(self._early) >= limits.EARLY_SEGMENTS:
+        if isinstance(self._ready, FifoReady):
+            return
+        self._ready.note_sent(segment)
+        if len(self._early) >= limits.EARLY_SEGMENTS:
             return
         mask = self._ready.newcomers(segment)
         if mask and self.content_bytes < 2 * limits.CONTENT_BYTES:

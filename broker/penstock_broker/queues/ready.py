@@ -4,7 +4,7 @@ A message group id on a standard queue names a tenant (SQS calls this fair queue
 NOISY_IN_FLIGHT messages in flight and more than NOISY_SHARE of all in flight, or more than NOISY_SHARE of the
 recent processing time. Quiet tenants are served in turn; noisy ones, least in flight first, only when no quiet one
 waits. Messages without a group are one more quiet participant. A tenant is forgotten when nothing of it waits or is
-in flight, so the memory of noise ends with its backlog.
+in flight, so the memory of noise ends with its backlog; and it is quiet when it has sent nothing for NOISE_LASTS_MS.
 
 Only messages whose content is in memory can be taken. What is missing is reported, and the caller loads it.
 """
@@ -63,7 +63,7 @@ class Taken:
 class Tenant:
     """One participant of a fair queue: what of it waits, and how much of the service it has had."""
 
-    __slots__ = ("in_flight", "name", "processing", "processing_at_ms", "queued", "runs")
+    __slots__ = ("in_flight", "name", "newest_ms", "processing", "processing_at_ms", "queued", "runs")
 
     def __init__(self, name: str | None) -> None:
         self.name = name
@@ -72,6 +72,12 @@ class Tenant:
         self.processing = 0.0
         self.processing_at_ms = 0
         self.queued = False
+        self.newest_ms = 0
+        """When it sent its newest message, as far as that is known here."""
+
+    def note_sent(self, segment: Segment) -> None:
+        """Messages of it are in this segment."""
+        self.newest_ms = max(self.newest_ms, segment.sent_ms, segment.due_ms)
 
     def add_processing(self, amount_ms: float, now_ms: int) -> float:
         """Adds processing time to the decaying sum; returns the sum."""
@@ -111,6 +117,13 @@ class StandardReady:
             if of_group & mask:
                 self.put(Run(segment, of_group & mask, group=group))
 
+    def note_sent(self, segment: Segment) -> None:
+        """New messages stay in the store only: their tenants go on."""
+        groups = segment.columns.groups if segment.columns is not None else None
+        for name in set(groups or ()):
+            if name is not None and (tenant := self._tenants.get(name)) is not None:
+                tenant.note_sent(segment)
+
     def newcomers(self, segment: Segment) -> int:
         """The messages of tenants of which nothing waits here."""
         groups = segment.columns.groups if segment.columns is not None else None
@@ -126,6 +139,8 @@ class StandardReady:
         if tenant is None:
             assert run.group is not None
             tenant = self._tenants[run.group] = Tenant(run.group)
+        if run.group is not None:
+            tenant.note_sent(run.segment)
         tenant.runs.append(run)
         if not tenant.queued:
             tenant.queued = True
@@ -166,7 +181,7 @@ class StandardReady:
         return min(noisy, key=lambda tenant: tenant.in_flight)
 
     def _is_noisy(self, tenant: Tenant, now_ms: int) -> bool:
-        if tenant.name is None:
+        if tenant.name is None or now_ms - tenant.newest_ms >= limits.NOISE_LASTS_MS:
             return False
         if tenant.in_flight >= limits.NOISY_IN_FLIGHT and tenant.in_flight > limits.NOISY_SHARE * self._total.in_flight:
             return True
@@ -176,13 +191,13 @@ class StandardReady:
     def settle(self, run: Run, count: int, held_ms: int, now_ms: int) -> None:
         """`count` messages of a run in flight were deleted; its mask is already without them."""
         self._total.in_flight -= count
+        self._total.add_processing(held_ms * count, now_ms)
         if run.group is None:
             return
         tenant = self._tenants.get(run.group)
         if tenant is not None:
             tenant.in_flight -= count
             tenant.add_processing(held_ms * count, now_ms)
-            self._total.add_processing(held_ms * count, now_ms)
             self._forget_if_idle(tenant)
 
     def leave(self, run: Run, held_ms: int, now_ms: int) -> None:
@@ -202,6 +217,7 @@ class StandardReady:
             # (A group that only has messages in flight is known, too.)
             tenant = self._tenants.setdefault(run.group, Tenant(run.group))
             tenant.in_flight += count
+            tenant.note_sent(run.segment)
 
     def adopt_split(self, run: Run, part: Run) -> None:
         """A run in flight was split; both parts stay in flight."""
