@@ -14,6 +14,7 @@ from penstock_protocol.queue_messages import Attribute
 
 from penstock._async.client import AsyncClient
 from penstock._async.consumer import AsyncConsumer
+from penstock._async.group import AsyncGroupConsumer
 from penstock._async.producer import AsyncProducer
 from penstock._async.queue import AsyncMessage, AsyncMoveTask, AsyncQueue
 from penstock._async.reader import AsyncReader
@@ -21,6 +22,7 @@ from penstock._async.stream import AsyncStream
 from penstock._async.worker import AsyncWorker
 from penstock._sync.client import Client
 from penstock._sync.consumer import Consumer
+from penstock._sync.group import GroupConsumer
 from penstock._sync.producer import Producer
 from penstock._sync.queue import Message, MoveTask, Queue
 from penstock._sync.reader import Reader
@@ -33,11 +35,13 @@ from penstock.errors import (
     BatchEmpty,
     BatchTooLarge,
     Cancelled,
+    CheckpointInvalid,
     ClientClosed,
     ConnectionLost,
     Draining,
     Fault,
     FrameTooLarge,
+    GroupDoesNotExist,
     InternalError,
     InvalidAttribute,
     InvalidMessage,
@@ -47,7 +51,9 @@ from penstock.errors import (
     IteratorExpired,
     IteratorInvalid,
     KeyDoesNotExist,
+    LeaseLost,
     LimitExceeded,
+    MemberExpired,
     MessageNotInFlight,
     MessageTooLarge,
     Moved,
@@ -86,6 +92,8 @@ from penstock.records import OutgoingRecord, PutResults, Record, RecordBatch
 from penstock.types import (
     AccessKeyInfo,
     AttributeValue,
+    GroupDescription,
+    GroupShard,
     OutgoingMessage,
     PeekedMessage,
     PutResult,
@@ -103,6 +111,7 @@ __all__ = [
     "AccessKeyInfo",
     "AsyncClient",
     "AsyncConsumer",
+    "AsyncGroupConsumer",
     "AsyncMessage",
     "AsyncMoveTask",
     "AsyncProducer",
@@ -118,6 +127,7 @@ __all__ = [
     "BatchEmpty",
     "BatchTooLarge",
     "Cancelled",
+    "CheckpointInvalid",
     "Client",
     "ClientClosed",
     "ConnectionLost",
@@ -125,6 +135,10 @@ __all__ = [
     "Draining",
     "Fault",
     "FrameTooLarge",
+    "GroupConsumer",
+    "GroupDescription",
+    "GroupDoesNotExist",
+    "GroupShard",
     "InternalError",
     "InvalidAttribute",
     "InvalidMessage",
@@ -134,7 +148,9 @@ __all__ = [
     "IteratorExpired",
     "IteratorInvalid",
     "KeyDoesNotExist",
+    "LeaseLost",
     "LimitExceeded",
+    "MemberExpired",
     "Message",
     "MessageNotInFlight",
     "MessageTooLarge",

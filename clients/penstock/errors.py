@@ -10,9 +10,11 @@ from penstock_protocol.errors import (
     BatchEmpty,
     BatchTooLarge,
     Cancelled,
+    CheckpointInvalid,
     Draining,
     Fault,
     FrameTooLarge,
+    GroupDoesNotExist,
     InternalError,
     InvalidAttribute,
     InvalidMessage,
@@ -23,6 +25,7 @@ from penstock_protocol.errors import (
     IteratorInvalid,
     KeyDoesNotExist,
     LimitExceeded,
+    MemberExpired,
     MessageNotInFlight,
     MessageTooLarge,
     Moved,
@@ -138,6 +141,15 @@ class RecordsUnreadable(PenstockError):
     advice = "Read on behind the batch (its .end), and look at the program that put it."
 
 
+class LeaseLost(PenstockError):
+    """A checkpoint of a shard that is not this member's any more, or was lost and came again since the record was given out:
+    nothing was noted. The shard goes on from the last checkpoint, here or at another member."""
+
+    code = 907
+    fault = Fault.CALLER
+    advice = "Go on with the next record. What came after the last checkpoint is processed again, by whoever has the shard."
+
+
 def fresh(error: PenstockError) -> PenstockError:
     """A copy to raise: one error object raised in many tasks would mix their tracebacks."""
     return type(error)(str(error))
@@ -149,11 +161,13 @@ __all__ = [
     "BatchEmpty",
     "BatchTooLarge",
     "Cancelled",
+    "CheckpointInvalid",
     "ClientClosed",
     "ConnectionLost",
     "Draining",
     "Fault",
     "FrameTooLarge",
+    "GroupDoesNotExist",
     "InternalError",
     "InvalidAttribute",
     "InvalidMessage",
@@ -163,7 +177,9 @@ __all__ = [
     "IteratorExpired",
     "IteratorInvalid",
     "KeyDoesNotExist",
+    "LeaseLost",
     "LimitExceeded",
+    "MemberExpired",
     "MessageNotInFlight",
     "MessageTooLarge",
     "MoveTaskDoesNotExist",

@@ -389,6 +389,53 @@ class ShardInfo:
         )
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class GroupShard:
+    """What a consumer group did of a shard: the `member` that has it (None: nobody), the next sequence number to be processed,
+    and the one behind the shard's last record. `finished`: it is closed, and nothing is left of it."""
+
+    shard: int
+    member: str | None
+    position: int
+    end: int
+    finished: bool
+
+    @property
+    def lag(self) -> int:
+        """How many records are still to be processed at most: a crash of the broker may have left out sequence numbers."""
+        return max(0, self.end - self.position)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class GroupDescription:
+    """A consumer group as it stands: its members, and how far it is in each shard."""
+
+    stream: str
+    name: str
+    created_at: datetime
+    members: list[str]
+    shards: list[GroupShard]
+
+    @property
+    def lag(self) -> int:
+        """Of all shards."""
+        return sum(shard.lag for shard in self.shards)
+
+    @classmethod
+    def of(cls, description: streams.GroupDescription) -> GroupDescription:
+        """From its wire form."""
+        return cls(
+            description.stream,
+            description.group,
+            _time(description.created_ms),
+            [member.hex() for member in description.members],
+            [
+                GroupShard(one.shard, None if one.member is None else one.member.hex(), one.position, one.end, one.finished)
+                for one in description.shards
+            ],
+        )
+
+
 class StreamSettings(TypedDict, total=False):
     """Settings of a stream, as create_stream and set take them; None is the default."""
 

@@ -5,19 +5,30 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, Literal, Unpack, cast
+from typing import TYPE_CHECKING, Any, Literal, Unpack, cast, overload
 
 from penstock_protocol import queue_messages as queues
 from penstock_protocol import stream_messages as wire
 
 from penstock import _backend_async as backend
+from penstock._async.group import AsyncGroupConsumer
 from penstock._async.producer import AsyncProducer
 from penstock._async.putting import MAX_BATCH, AsyncLanes, PutBatch
-from penstock._async.reader import AsyncReader, Start
+from penstock._async.reader import AsyncReader, Start, start_of
 from penstock._async.shards import AsyncShards, list_shards
 from penstock.errors import PenstockError, PutFailed, RecordTooLarge, fresh
-from penstock.records import Columns, OutgoingRecord, PutResults, hash_bytes, problem_of, record_bytes, size_of
-from penstock.types import PutResult, ShardInfo, StreamInfo, StreamSettings, settings_to_wire
+from penstock.records import (
+    Columns,
+    OutgoingRecord,
+    PutResults,
+    Record,
+    RecordBatch,
+    hash_bytes,
+    problem_of,
+    record_bytes,
+    size_of,
+)
+from penstock.types import GroupDescription, PutResult, ShardInfo, StreamInfo, StreamSettings, settings_to_wire
 
 if TYPE_CHECKING:
     from penstock._async.client import AsyncClient
@@ -242,6 +253,99 @@ class AsyncStream:
             0
         """
         return AsyncReader(self.link, self.name, None, start, max_records, max_bytes, idle_seconds)
+
+    # Consumer groups
+
+    @overload
+    def consume(
+        self,
+        group: str,
+        *,
+        start: Literal["trim_horizon", "latest"] = ...,
+        checkpoint: Literal["auto", "manual"] = ...,
+        session_seconds: float = ...,
+        checkpoint_seconds: float = ...,
+        batches: Literal[False] = ...,
+        max_records: int = ...,
+        max_bytes: int = ...,
+    ) -> AsyncGroupConsumer[Record]: ...
+
+    @overload
+    def consume(
+        self,
+        group: str,
+        *,
+        start: Literal["trim_horizon", "latest"] = ...,
+        checkpoint: Literal["auto", "manual"] = ...,
+        session_seconds: float = ...,
+        checkpoint_seconds: float = ...,
+        batches: Literal[True],
+        max_records: int = ...,
+        max_bytes: int = ...,
+    ) -> AsyncGroupConsumer[RecordBatch]: ...
+
+    def consume(
+        self,
+        group: str,
+        *,
+        start: Literal["trim_horizon", "latest"] = "trim_horizon",
+        checkpoint: Literal["auto", "manual"] = "auto",
+        session_seconds: float = 10.0,
+        checkpoint_seconds: float = 5.0,
+        batches: bool = False,
+        max_records: int = 10_000,
+        max_bytes: int = 4 * 1_048_576,
+    ) -> AsyncGroupConsumer[Record] | AsyncGroupConsumer[RecordBatch]:
+        """Reads the stream as one of the members of a consumer group, which share its shards: see AsyncGroupConsumer, and use it
+        as `async with`. The group is made when its first member comes; `start` says where it begins then.
+
+        `session_seconds` (1 to 600): how long a member may be silent before its shards go to others; it says every third of
+        that that it lives, also while the application is busy. `checkpoint`: "auto", or "manual" to say yourself how far you
+        are. `batches`: RecordBatch after RecordBatch, as they were put, in place of single records.
+
+            >>> stream = await client.create_stream("clicks")
+            >>> sent = await stream.put("a click", "visitor 1")
+            >>> async with stream.consume("analytics") as records:
+            ...     async for record in records:
+            ...         print(record.key, record.text)
+            ...         break
+            visitor 1 a click
+        """
+        make: Any = AsyncGroupConsumer
+        consumer: AsyncGroupConsumer[Record] | AsyncGroupConsumer[RecordBatch] = make(
+            self.link,
+            self.name,
+            group,
+            start=start,
+            checkpoint=checkpoint,
+            session_seconds=session_seconds,
+            checkpoint_seconds=checkpoint_seconds,
+            batches=batches,
+            max_records=max_records,
+            max_bytes=max_bytes,
+        )
+        return consumer
+
+    async def groups(self) -> list[str]:
+        """The names of the stream's consumer groups, in order."""
+        return cast(wire.GroupNames, await self.link.call(wire.StreamName(self.name), "ListGroups")).groups
+
+    async def describe_group(self, name: str) -> GroupDescription:
+        """Who is in a consumer group, and how far it is in each shard. GroupDoesNotExist when it never had a member."""
+        reply = await self.link.call(wire.GroupName(self.name, name), "DescribeGroup")
+        return GroupDescription.of(cast(wire.GroupDescription, reply))
+
+    async def reset_group(self, name: str, start: Literal["trim_horizon", "latest"] | datetime) -> GroupDescription:
+        """Has a consumer group go on from another place: the oldest records, what comes from now on, or the first that arrived at
+        a time or later. Members that are there hear of it with their next heartbeat, and begin again from there."""
+        kind, position = start_of(start)
+        reply = await self.link.call(wire.ResetGroup(self.name, name, kind, position))
+        return GroupDescription.of(cast(wire.GroupDescription, reply))
+
+    async def delete_group(self, name: str) -> None:
+        """Deletes a consumer group with its checkpoints. One that still has members comes again with their next heartbeat, and
+        begins at their `start`."""
+        await self.link.call(wire.GroupName(self.name, name), "DeleteGroup")
 
     # The stream and its shards
 

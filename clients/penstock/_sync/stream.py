@@ -6,24 +6,28 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, Literal, Unpack, cast
+from typing import TYPE_CHECKING, Any, Literal, Unpack, cast, overload
 
 from penstock import _backend_threads as backend
+from penstock._sync.group import GroupConsumer
 from penstock._sync.producer import Producer
 from penstock._sync.putting import MAX_BATCH, Lanes, PutBatch
-from penstock._sync.reader import Reader, Start
+from penstock._sync.reader import Reader, Start, start_of
 from penstock._sync.shards import Shards, list_shards
 from penstock.errors import PenstockError, PutFailed, RecordTooLarge, fresh
 from penstock.records import (
     Columns,
     OutgoingRecord,
     PutResults,
+    Record,
+    RecordBatch,
     hash_bytes,
     problem_of,
     record_bytes,
     size_of,
 )
 from penstock.types import (
+    GroupDescription,
     PutResult,
     ShardInfo,
     StreamInfo,
@@ -256,6 +260,99 @@ class Stream:
             0
         """
         return Reader(self.link, self.name, None, start, max_records, max_bytes, idle_seconds)
+
+    # Consumer groups
+
+    @overload
+    def consume(
+        self,
+        group: str,
+        *,
+        start: Literal["trim_horizon", "latest"] = ...,
+        checkpoint: Literal["auto", "manual"] = ...,
+        session_seconds: float = ...,
+        checkpoint_seconds: float = ...,
+        batches: Literal[False] = ...,
+        max_records: int = ...,
+        max_bytes: int = ...,
+    ) -> GroupConsumer[Record]: ...
+
+    @overload
+    def consume(
+        self,
+        group: str,
+        *,
+        start: Literal["trim_horizon", "latest"] = ...,
+        checkpoint: Literal["auto", "manual"] = ...,
+        session_seconds: float = ...,
+        checkpoint_seconds: float = ...,
+        batches: Literal[True],
+        max_records: int = ...,
+        max_bytes: int = ...,
+    ) -> GroupConsumer[RecordBatch]: ...
+
+    def consume(
+        self,
+        group: str,
+        *,
+        start: Literal["trim_horizon", "latest"] = "trim_horizon",
+        checkpoint: Literal["auto", "manual"] = "auto",
+        session_seconds: float = 10.0,
+        checkpoint_seconds: float = 5.0,
+        batches: bool = False,
+        max_records: int = 10_000,
+        max_bytes: int = 4 * 1_048_576,
+    ) -> GroupConsumer[Record] | GroupConsumer[RecordBatch]:
+        """Reads the stream as one of the members of a consumer group, which share its shards: see GroupConsumer, and use it
+        as `with`. The group is made when its first member comes; `start` says where it begins then.
+
+        `session_seconds` (1 to 600): how long a member may be silent before its shards go to others; it says every third of
+        that that it lives, also while the application is busy. `checkpoint`: "auto", or "manual" to say yourself how far you
+        are. `batches`: RecordBatch after RecordBatch, as they were put, in place of single records.
+
+            >>> stream = client.create_stream("clicks")
+            >>> sent = stream.put("a click", "visitor 1")
+            >>> with stream.consume("analytics") as records:
+            ...     for record in records:
+            ...         print(record.key, record.text)
+            ...         break
+            visitor 1 a click
+        """
+        make: Any = GroupConsumer
+        consumer: GroupConsumer[Record] | GroupConsumer[RecordBatch] = make(
+            self.link,
+            self.name,
+            group,
+            start=start,
+            checkpoint=checkpoint,
+            session_seconds=session_seconds,
+            checkpoint_seconds=checkpoint_seconds,
+            batches=batches,
+            max_records=max_records,
+            max_bytes=max_bytes,
+        )
+        return consumer
+
+    def groups(self) -> list[str]:
+        """The names of the stream's consumer groups, in order."""
+        return cast(wire.GroupNames, self.link.call(wire.StreamName(self.name), "ListGroups")).groups
+
+    def describe_group(self, name: str) -> GroupDescription:
+        """Who is in a consumer group, and how far it is in each shard. GroupDoesNotExist when it never had a member."""
+        reply = self.link.call(wire.GroupName(self.name, name), "DescribeGroup")
+        return GroupDescription.of(cast(wire.GroupDescription, reply))
+
+    def reset_group(self, name: str, start: Literal["trim_horizon", "latest"] | datetime) -> GroupDescription:
+        """Has a consumer group go on from another place: the oldest records, what comes from now on, or the first that arrived at
+        a time or later. Members that are there hear of it with their next heartbeat, and begin again from there."""
+        kind, position = start_of(start)
+        reply = self.link.call(wire.ResetGroup(self.name, name, kind, position))
+        return GroupDescription.of(cast(wire.GroupDescription, reply))
+
+    def delete_group(self, name: str) -> None:
+        """Deletes a consumer group with its checkpoints. One that still has members comes again with their next heartbeat, and
+        begins at their `start`."""
+        self.link.call(wire.GroupName(self.name, name), "DeleteGroup")
 
     # The stream and its shards
 
