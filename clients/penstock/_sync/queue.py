@@ -257,9 +257,17 @@ class Queue:
     # Looking
 
     def peek(self, limit: int = 10, *, state: str = "any") -> list[PeekedMessage]:
-        """Looks at messages without receiving them; `state`: any, visible, in_flight or delayed."""
-        reply = cast(wire.PeekReply, self._link.call(wire.PeekMessages(self.name, state, limit)))
-        return [PeekedMessage.of(message) for message in reply.messages]
+        """Looks at up to `limit` messages without receiving them; `state`: any, visible, in_flight or delayed."""
+        found: list[PeekedMessage] = []
+        after = b""
+        while True:
+            # (A page may be short, or empty, although more follows.)
+            request = wire.PeekMessages(self.name, state, limit - len(found), after)
+            reply = cast(wire.PeekReply, self._link.call(request))
+            found += map(PeekedMessage.of, reply.messages)
+            after = reply.after
+            if not after or len(found) >= limit:
+                return found
 
     def browse(self, *, state: str = "any", page: int = 100) -> Iterator[PeekedMessage]:
         """All messages, page by page, without receiving them."""
