@@ -34,6 +34,7 @@ from penstock.errors import (
     ClientClosed,
     ConnectionLost,
     Fault,
+    InvalidRequest,
     NotConnected,
     NotPermitted,
     OutcomeUnknown,
@@ -218,6 +219,9 @@ class AsyncLink:
             correlation, data = self._connection.request(request.operation, request.message)
         except PenstockError as error:
             return error
+        except (TypeError, ValueError, OverflowError) as error:
+            # A name that is no text, a number that is too large: that is the matter of this call, not of those who wait with it.
+            return InvalidRequest(f"{request.operation.name} cannot be sent: {error}")
         request.correlation = correlation
         request.tries += 1
         self._outstanding[correlation] = request

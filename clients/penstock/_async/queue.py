@@ -22,6 +22,7 @@ from penstock.types import (
     ReceiptHandle,
     ReceivedMessage,
     SentMessage,
+    milliseconds,
     settings_to_wire,
 )
 
@@ -179,7 +180,7 @@ class AsyncQueue:
             self.name,
             max_messages,
             None if visibility_timeout is None else visibility_ms(visibility_timeout),
-            None if wait_seconds is None else round(wait_seconds * 1000),
+            None if wait_seconds is None else milliseconds(wait_seconds, "wait_seconds"),
             attempt_id=attempt_id,
         )
         patience = 20 if wait_seconds is None else wait_seconds

@@ -21,6 +21,7 @@ from penstock.types import (
     ReceiptHandle,
     ReceivedMessage,
     SentMessage,
+    milliseconds,
     settings_to_wire,
 )
 from penstock_protocol import queue_messages as wire
@@ -179,7 +180,7 @@ class Queue:
             self.name,
             max_messages,
             None if visibility_timeout is None else visibility_ms(visibility_timeout),
-            None if wait_seconds is None else round(wait_seconds * 1000),
+            None if wait_seconds is None else milliseconds(wait_seconds, "wait_seconds"),
             attempt_id=attempt_id,
         )
         patience = 20 if wait_seconds is None else wait_seconds
