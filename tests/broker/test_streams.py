@@ -656,6 +656,7 @@ async def test_a_waiting_read_wakes_at_a_split_with_the_children() -> None:
         one.threads.release("commit")
         records = await peer.wait(waits)
         assert (records.runs, records.next, records.children) == ([], b"", [1, 2])
+        assert trio.current_time() < 1, "at once, not when its time is over"
         await other.wait(splitting)
 
 
@@ -1008,6 +1009,7 @@ async def test_on_a_full_store_records_are_read_and_everything_that_adds_is_refu
         for message in (st.CreateStream("t"), st.SplitShard("s", 0), st.SetStreamSettings("s", [])):
             with pytest.raises(Overloaded):
                 await peer.call(message)
+        assert one.broker.counters.commits["full"] == 1, "after the first nothing that adds takes a commit down"
         assert await data_from(peer, 0) == [b"a"]
         await peer.call(st.StreamName("s"), "DeleteStream")
         del one.faults["commit"]
