@@ -533,10 +533,13 @@ class Link:
 
     def _keep_time(self) -> None:
         """Ends requests whose time is over, repeats those whose pause is, and gives up dead connections. Sleeps in between."""
-        while not self._closed.is_set():
+        while True:
             now = backend.monotonic()
             ended: list[tuple[Request, PenstockError]] = []
             with self.mutex:
+                # (Not before: whoever closes in between would set an event that nobody looks at any more.)
+                if self._closed.is_set():
+                    return
                 due = [request for at, request in self._later if at <= now]
                 actions = [action for at, action in self._actions if at <= now]
                 if due:
