@@ -39,11 +39,15 @@ def make_options(
     request_timeout: float,
 ) -> Options:
     """Arguments first, then the URL, then PENSTOCK_URL, PENSTOCK_KEY_ID and PENSTOCK_SECRET. ValueError names what is wrong with
-    a URL: penstock://[key:secret@]host[:port][,host[:port]…], or penstocks:// for TLS."""
+    a URL (but never the secret in it): penstock://[key:secret@]host[:port][,host[:port]…], or penstocks:// for TLS."""
+    for name, seconds in (("connect_timeout", connect_timeout), ("request_timeout", request_timeout)):
+        if not seconds >= 0:
+            raise ValueError(f"{name} = {seconds!r}; it must be a number of seconds, 0 or more")
     url = url or os.environ.get("PENSTOCK_URL") or DEFAULT_URL
     scheme, separator, rest = url.partition("://")
     if not separator or scheme not in ("penstock", "penstocks"):
-        raise ValueError(f"{url!r} is not a broker's address: penstock://host:port, or penstocks:// for TLS")
+        shown = f"…@{url.rpartition('@')[2]}" if "@" in url else url
+        raise ValueError(f"{shown!r} is not a broker's address: penstock://host:port, or penstocks:// for TLS")
     credentials, _, hosts = rest.rstrip("/").rpartition("@")
     addresses = []
     for part in hosts.split(","):

@@ -12,6 +12,7 @@ from typing import Any, Literal, NamedTuple, Protocol, TypedDict
 
 from penstock_protocol import queue_messages as wire
 from penstock_protocol import stream_messages as streams
+from penstock_protocol.codec import MAX_INTEGER
 
 _HANDLE = struct.Struct(">16sQH")
 
@@ -46,6 +47,13 @@ def attributes_from_wire(attributes: list[wire.Attribute] | None) -> dict[str, A
                 value = float(value)
         result[attribute.name] = value
     return result
+
+
+def milliseconds(seconds: float, name: str) -> int:
+    """Seconds as the wire has them. ValueError when they are no duration."""
+    if not 0 <= seconds <= MAX_INTEGER / 2000:
+        raise ValueError(f"{name} = {seconds!r}; it must be a number of seconds, 0 or more")
+    return round(seconds * 1000)
 
 
 def _time(milliseconds: int) -> datetime:
@@ -508,7 +516,7 @@ def settings_to_wire(settings: Mapping[str, Any]) -> list[wire.Setting]:
     result = []
     for name, value in settings.items():
         if name in _DURATIONS:
-            result.append(wire.Setting(f"{name}_ms", None if value is None else round(value * 1000)))
+            result.append(wire.Setting(f"{name}_ms", None if value is None else milliseconds(value, name)))
         else:
             result.append(wire.Setting(name, value if value is None else getattr(value, "name", value)))
     return result

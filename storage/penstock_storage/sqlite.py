@@ -15,6 +15,7 @@ It does not retry anything, and it never runs with a file that something else ho
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import logging
@@ -63,6 +64,8 @@ RESERVE_BYTES = 64 * 1024 * 1024
 BUSY_TIMEOUT_MS = 5000
 """How long to wait for somebody else's tool (a backup, a shell) that holds the file."""
 READERS = 8
+LITTLE_ROOM_BYTES = 1024 * 1024
+"""With less than that free on its disk, SQLite's I/O errors are about space: a new store takes more."""
 RESERVE_RETRY_S = 1.0
 """How often it is tried to make the reserve again."""
 VACUUM_PAGES = 4096
@@ -75,7 +78,7 @@ class SqliteDatabase:
     limits_rows = False
 
     def __init__(self, path: pathlib.Path, reserve_bytes: int = RESERVE_BYTES) -> None:
-        """Opens or makes the file. Raises StoreLocked, StoreUnreachable."""
+        """Opens or makes the file. Raises StoreLocked, StoreFull, StoreUnreachable."""
         self._path = path
         self._reserve = _Reserve(path.with_name(path.name + ".reserve"), reserve_bytes)
         self._gate = Gate()
@@ -94,7 +97,7 @@ class SqliteDatabase:
             _sync_directory(path.parent)
         except (OSError, sqlite3.Error, sa.exc.DBAPIError) as error:
             os.close(self._lock_file)
-            raise StoreUnreachable(f"cannot open {path}: {error}") from error
+            raise _not_opened(path, error) from error
         except StoreError:
             os.close(self._lock_file)
             raise
@@ -135,7 +138,7 @@ class SqliteDatabase:
                 yield self._connection
             except sa.exc.DBAPIError as error:
                 self._roll_back()
-                raise _failed(error.orig or error) from error
+                raise self._failed(error.orig or error) from error
             except BaseException:
                 self._roll_back()
                 raise
@@ -249,7 +252,7 @@ class SqliteDatabase:
         try:
             self._connect()
         except (sqlite3.Error, sa.exc.SQLAlchemyError) as error:
-            raise StoreUnreachable(f"cannot open {self._path} again: {error}") from error
+            raise _not_opened(self._path, error) from error
 
     # Committing
 
@@ -267,7 +270,7 @@ class SqliteDatabase:
                     cursor.executemany(text, rows)
         except sqlite3.Error as error:
             self._roll_back()
-            raise _failed(error) from error
+            raise self._failed(error) from error
         except BaseException:
             self._roll_back()
             raise
@@ -276,11 +279,17 @@ class SqliteDatabase:
         except sqlite3.Error as error:
             raise self._commit_error(error) from error
 
+    def _failed(self, error: BaseException) -> StoreError:
+        """What an error before COMMIT means: nothing happened."""
+        if _lacks_room(self._path, error):
+            return StoreFull(f"no space left on the disk of {self._path} ({error})")
+        return CommitFailed(str(error))
+
     def _commit_error(self, error: BaseException) -> StoreError:
         """What a failed COMMIT means; afterwards no transaction is open."""
         if _is_full(error):
             self._roll_back()
-            return StoreFull(str(error))
+            return StoreFull(f"no space left on the disk of {self._path} ({error})")
         logger.error("COMMIT failed on %s, its outcome is unknown: %s", self._path, error)
         self._disconnect()
         return CommitUnknown(f"COMMIT failed: {error}")
@@ -406,12 +415,12 @@ def _configure(connection: sqlite3.Connection, read_only: bool) -> None:
 
 
 def _lock(path: pathlib.Path) -> int:
-    """Takes the lock file; the descriptor holds it. Raises StoreLocked, StoreUnreachable."""
+    """Takes the lock file; the descriptor holds it. Raises StoreLocked, StoreFull, StoreUnreachable."""
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         file = os.open(path.with_name(path.name + ".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
-        raise StoreUnreachable(f"cannot open {path}: {error}") from error
+        raise _not_opened(path, error) from error
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
@@ -443,6 +452,23 @@ def _is_full(error: Any) -> bool:
     return getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL
 
 
-def _failed(error: BaseException) -> StoreError:
-    """What an error before COMMIT means: nothing happened."""
-    return StoreFull(str(error)) if _is_full(error) else CommitFailed(str(error))
+def _lacks_room(path: pathlib.Path, error: BaseException) -> bool:
+    """Whether want of space is behind an error of anything but COMMIT. (SQLite calls it an I/O error where it makes the WAL's
+    index, and cannot even open files that have no room for their names.)"""
+    if _is_full(error) or (isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)):
+        return True
+    if getattr(error, "sqlite_errorcode", 0) & 0xFF not in (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN):
+        return False
+    try:
+        disk = os.statvfs(path.parent)
+    except OSError:
+        return False
+    return disk.f_bavail * disk.f_frsize < LITTLE_ROOM_BYTES
+
+
+def _not_opened(path: pathlib.Path, error: Exception) -> StoreError:
+    """What it means that a file, or a connection to it, could not be opened."""
+    cause = getattr(error, "orig", None) or error
+    if _lacks_room(path, cause):
+        return StoreFull(f"no space left on the disk of {path}: it cannot be opened ({cause})")
+    return StoreUnreachable(f"cannot open {path}: {cause}")

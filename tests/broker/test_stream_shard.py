@@ -240,15 +240,11 @@ def test_a_record_may_be_as_long_as_the_stream_allows_and_no_longer() -> None:
     assert shard.put(request, PRODUCER, 2_048, NOW_MS) == 0
 
 
-@pytest.mark.parametrize("count", [2, 500, 10_000])
+@pytest.mark.parametrize("count", [2, 512, 10_000])
 def test_a_hostile_blob_does_not_become_large_memory(count: int) -> None:
     """A million empty arrays, and arrays nested in arrays that each say they are long."""
-    inner = b"\xdc\x27\x10" + b"\x90" * 10_000 if count > 500 else bytes([0xDC]) + count.to_bytes(2, "big") + b"\x90" * count
-    hostile = [
-        b"\x92\xdc" + count.to_bytes(2, "big") + inner * min(count, 100),
-        (b"\xdc" + count.to_bytes(2, "big")) * 10_000,
-        b"\x92" * 1_000_000,
-    ]
+    long = b"\xdc" + count.to_bytes(2, "big")
+    hostile = [b"\x92" + long + (long + b"\x90" * count) * min(count, 1_000_000 // count), long * 10_000, b"\x92" * 1_000_000]
     for blob in hostile:
         request = PutRecords("s", 0, count, PLAIN, 2 * count, blob)
         tracemalloc.start()
@@ -256,7 +252,7 @@ def test_a_hostile_blob_does_not_become_large_memory(count: int) -> None:
             batches.check(request, limits.DEFAULT_RECORD_BYTES)
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
-        assert peak < 20 * 2**20
+        assert peak < 8 * 2**20
 
 
 def test_a_compressed_batch_is_taken_at_its_word() -> None:

@@ -533,21 +533,30 @@ async def test_deadlines_of_reads_that_were_answered_do_not_pile_up(monkeypatch:
         assert 7 <= trio.current_time() - started < 7.1
 
 
+@pytest.mark.parametrize(
+    ("start", "wait_ms", "records"), [("trim_horizon", 0, 4), ("tip", 0, 1), ("latest", 20_000, 1)], ids=["old", "tip", "waiting"]
+)
 @on_jumping_clock
-async def test_a_client_that_asks_for_more_than_it_takes_is_neither_cut_off_nor_served_out_of_memory() -> None:
+async def test_a_client_that_asks_for_more_than_it_takes_is_neither_cut_off_nor_served_out_of_memory(
+    start: str, wait_ms: int, records: int
+) -> None:
     async with house() as one:
         peer, slow = await a_stream(one), one.connect(lockstep=True)
         await slow.hello()
         for number in range(4):
             await put(peer, 0, bytes([number]) * 2**20)
-        place = await iterator(peer, 0)
-        requests = [slow.pack(st.ReadRecords(place)) for _ in range(40)]
+        place = await iterator(peer, 0, "at", 3) if start == "tip" else await iterator(peer, 0, start)
+        requests = [slow.pack(st.ReadRecords(place, wait_ms=wait_ms)) for _ in range(80 // records)]
         await slow.write(b"".join(data for _, data in requests))  # (It writes no more until it reads.)
         await trio.testing.wait_all_tasks_blocked()
+        if wait_ms:
+            assert waiting(one) == len(requests)
+            await put(peer, 0, bytes(2**20))
+            await trio.testing.wait_all_tasks_blocked()
         held = max(session._outbox_bytes for session in one.broker.sessions)
-        assert held <= 24 * 2**20, "some, and not forty times four megabytes"
+        assert 2**20 < held <= 24 * 2**20, "some, and not all of it"
         for correlation, _ in requests:
-            assert len(records_of(await slow.wait(correlation))) == 4
+            assert len(records_of(await slow.wait(correlation))) == records
         assert one.broker.counters.connections_failed == {}
 
 
@@ -647,6 +656,7 @@ async def test_a_waiting_read_wakes_at_a_split_with_the_children() -> None:
         one.threads.release("commit")
         records = await peer.wait(waits)
         assert (records.runs, records.next, records.children) == ([], b"", [1, 2])
+        assert trio.current_time() < 1, "at once, not when its time is over"
         await other.wait(splitting)
 
 
@@ -999,6 +1009,7 @@ async def test_on_a_full_store_records_are_read_and_everything_that_adds_is_refu
         for message in (st.CreateStream("t"), st.SplitShard("s", 0), st.SetStreamSettings("s", [])):
             with pytest.raises(Overloaded):
                 await peer.call(message)
+        assert one.broker.counters.commits["full"] == 1, "after the first nothing that adds takes a commit down"
         assert await data_from(peer, 0) == [b"a"]
         await peer.call(st.StreamName("s"), "DeleteStream")
         del one.faults["commit"]

@@ -3,12 +3,14 @@
 A record is known by its data, which is unique in a run; its place is shard and sequence number. A history has
 
 - `put`: one batch for one shard, with all its retries (`shard`, `bodies`, `keys`, `answers`; its value is the first
-  sequence number). A batch that was refused because the shard is closed failed; its records are in later puts again.
+  sequence number). A batch that was refused because the shard is closed failed; its records are in later puts again. Where
+  the SDK chooses the shard, one of unknown outcome has none.
 - `open` and `read`: an iterator and what was read from it on. What belongs to one `open` has its `chain`, and each successful
   read of a chain begins where the last one ended. `issued` says when (from, to) the iterator of a read was given out.
 - `shards`: what ListShards said, and `reshard`: a split, a merge or a change of the shard count.
 - `run`: `retention`, `expiry` (of iterators) and `sweep` (how often retention is looked after) in seconds, or none.
-- `calm`: from here on nothing goes wrong. `followed`: the process has read everything, parents before children.
+- `calm`: from here on nothing goes wrong. `followed`: the process has read everything that was put before
+  (unless `whole` is false: then it ended somewhere), parents before children.
 
 What a client was not told (outcome info) may have happened or not, at any time after its invocation. The last operations are
 a full read by a fresh client (process "drain").
@@ -16,6 +18,7 @@ a full read by a fresh client (process "drain").
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
 import hashlib
 import math
@@ -68,11 +71,21 @@ class ShardFacts(NamedTuple):
 
 @dataclasses.dataclass(slots=True)
 class Chain:
-    """An iterator and the reads from it on, in their order. `known`: what was in its shard, as far as anybody was told."""
+    """An iterator and the reads from it on, in their order. `known`: what was in its shard, as far as anybody was told;
+    `numbers` are the sequence numbers of that, in order."""
 
     opened: Operation
     reads: list[Operation]
     known: dict[int, str]
+    numbers: list[int]
+
+    def between(self, after: float, before: float) -> Iterator[tuple[int, str]]:
+        """What is known between two sequence numbers, with its number."""
+        for place in range(bisect.bisect_right(self.numbers, after), len(self.numbers)):
+            number = self.numbers[place]
+            if number >= before:
+                return
+            yield number, self.known[number]
 
 
 def hash_of(key: str) -> int:
@@ -134,10 +147,13 @@ def _chains(history: History) -> list[Chain]:
     reads: dict[str, list[Operation]] = defaultdict(list)
     for one in history.of("read"):
         reads[one.arguments["chain"]].append(one)
-    return [
-        Chain(opened, sorted(reads[opened.arguments["chain"]], key=lambda one: one.completed), known[opened.arguments["shard"]])
-        for opened in history.of("open")
-    ]
+    numbers = {shard: sorted(found) for shard, found in known.items()}
+    found = []
+    for opened in history.of("open"):
+        shard = opened.arguments["shard"]
+        mine = sorted(reads[opened.arguments["chain"]], key=lambda one: one.completed)
+        found.append(Chain(opened, mine, known[shard], numbers.get(shard, [])))
+    return found
 
 
 def _fact(history: History, name: str) -> float | None:
@@ -254,7 +270,8 @@ def phantom(history: History) -> list[str]:
         found = [
             put
             for put in attempts.get(record.body, ())
-            if put.arguments["shard"] == shard and put.arguments["keys"][put.arguments["bodies"].index(record.body)] == record.key
+            if put.arguments["shard"] in (shard, None)
+            and put.arguments["keys"][put.arguments["bodies"].index(record.body)] == record.key
         ]
         if not found:
             complaints.append(f"{record.body} ({record.key}) was never put into shard {shard}, or was refused")
@@ -325,10 +342,9 @@ def skipped(history: History) -> list[str]:
         for one in chain.reads:
             brought = {record.sequence for record in one.value.records}
             top = math.inf if one.value.ended else max(brought, default=-1)
-            for sequence, body in chain.known.items():
+            for sequence, body in chain.between(seen, top):
                 if (
-                    seen < sequence < top
-                    and sequence not in brought
+                    sequence not in brought
                     and _belongs(chain, sequence, attempts.get(body, []), arrivals.get(body))
                     and not _may_be_gone(history, attempts.get(body, []), one.completed)
                 ):
@@ -391,6 +407,7 @@ def unseen(history: History) -> list[str]:
             for put in history.of("put")
             for body in put.arguments["bodies"]
             if put.completed < followed.invoked
+            and followed.arguments.get("whole", True)
             and body not in seen
             and not _may_be_gone(history, attempts[body], followed.completed)
         ]
@@ -407,13 +424,17 @@ def split(history: History) -> list[str]:
     complaints += [f"the store had at {one.completed:.3f}: {one.value}" for one in history.of("tiling") if one.value]
     ancestors = _ancestors(history)
     puts = history.of("put")
-    for first in puts:
-        for second in puts:
-            if first.completed < second.invoked and second.arguments["shard"] in ancestors.get(first.arguments["shard"], ()):
-                complaints.append(
-                    f"shard {first.arguments['shard']} took a put at {first.completed:.3f}, "
-                    f"and its parent {second.arguments['shard']} one at {second.invoked:.3f}"
-                )
+    younger: dict[int, Operation] = {}
+    for put in sorted(puts, key=lambda one: one.completed):
+        for shard in ancestors.get(put.arguments["shard"], ()):
+            younger.setdefault(shard, put)
+    for put in puts:
+        first = younger.get(put.arguments["shard"])
+        if first is not None and first.completed < put.invoked:
+            complaints.append(
+                f"shard {first.arguments['shard']} took a put at {first.completed:.3f}, "
+                f"and its parent {put.arguments['shard']} one at {put.invoked:.3f}"
+            )
     ends = {shard.shard: shard.end for shard in _shards(history).values() if shard.closed}
     for put in puts:
         shard = put.arguments["shard"]
@@ -457,9 +478,7 @@ def tip(history: History) -> list[str]:
             seen = max([seen, *(record.sequence for record in one.value.records)])
             if one.value.behind_ms or one.value.ended:
                 continue
-            for sequence, body in chain.known.items():
-                if sequence <= seen:
-                    continue
+            for sequence, body in chain.between(seen, math.inf):
                 puts = attempts.get(body, [])
                 if (
                     any(put.outcome == "ok" and put.completed < one.invoked for put in puts)
@@ -479,11 +498,10 @@ def waiting(history: History) -> list[str]:
         for one in chain.reads:
             late = one.completed - PROMPT_SECONDS
             if one.invoked < late and not one.value.records and not one.value.ended:
-                for sequence, body in chain.known.items():
+                for sequence, body in chain.between(seen, math.inf):
                     puts = attempts.get(body, [])
                     if (
-                        sequence > seen
-                        and any(put.outcome == "ok" and put.completed < late for put in puts)
+                        any(put.outcome == "ok" and put.completed < late for put in puts)
                         and _belongs(chain, sequence, puts, arrivals.get(body))
                         and not _may_be_gone(history, puts, one.completed)
                     ):
@@ -532,7 +550,10 @@ def complaints_of(history: History) -> list[str]:
 def from_json(operation: Operation) -> Operation:
     """An operation that was read from a file gets its value's types back."""
     value: Any = operation.value
-    if operation.outcome == "ok" and operation.name == "read":
+    if operation.name == "put":
+        # (Its shard is known when it is over.)
+        operation.arguments["shard"], operation.value = value if operation.outcome == "ok" else (None, None)
+    elif operation.outcome == "ok" and operation.name == "read":
         records, ended, behind_ms, children = value
         operation.value = Reading([ReadRecord(*record) for record in records], ended, behind_ms, tuple(children))
     elif operation.outcome == "ok" and operation.name == "shards":

@@ -8,6 +8,7 @@ import secrets
 import signal
 import socket
 import subprocess
+import sys
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -222,3 +223,35 @@ def test_the_last_broker_started_wins_and_the_other_one_ends_naming_it(tmp_path:
         for broker in (first, second):
             if broker.is_running:
                 broker.stop()
+
+
+# The end
+
+
+def test_signals_do_not_cut_short_the_closing_of_the_store(tmp_path: Path) -> None:
+    code = """
+import os, signal
+from penstock_broker.cli.main import main
+from penstock_storage.sql import SqlStore
+
+close = SqlStore.close
+
+def interrupted(self):
+    os.kill(os.getpid(), signal.SIGTERM)
+    os.kill(os.getpid(), signal.SIGINT)
+    close(self)
+    print("closed", flush=True)
+
+SqlStore.close = interrupted
+main()
+"""
+    port = free_port()
+    options = ["serve", "--data", str(tmp_path / "data"), "--metrics", "", "--listen", f"127.0.0.1:{port}"]
+    with subprocess.Popen(
+        [sys.executable, "-c", code, *options], env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as broker:
+        with Client(f"penstock://127.0.0.1:{port}", connect_timeout=PATIENCE_SECONDS) as client:
+            client.ping()
+        broker.terminate()
+        out, err = broker.communicate(timeout=PATIENCE_SECONDS)
+    assert (broker.returncode, out) == (Exit.OK, b"closed\n"), err.decode()

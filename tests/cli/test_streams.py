@@ -139,7 +139,17 @@ def test_show_tells_shards_with_their_hashes_parents_and_oldest_record(penstock:
     assert (low["state"], low["low"], low["high"], low["parents"]) == ("open", "0", str(HASHES // 2 - 1), [0])
     assert (high["low"], high["high"], high["oldest_at"], high["closed_at"]) == (str(HASHES // 2), str(HASHES - 1), None, None)
     shown = penstock("stream", "show", name).out
-    for text in ("retention_ms", "86400000", "tag team", "blue", "hashes from", f"{HASHES - 1:#x}", "0x" + "0" * 32, "closed"):
+    for text in (
+        "retention_ms",
+        "86400000",
+        "tag team",
+        "blue",
+        "hashes from",
+        "0x00000000…",
+        "0x7fffffff…",
+        "0x80000000…",
+        "closed",
+    ):
         assert text in shown
     assert [one["shard"] for one in penstock.json("stream", "show", name, "--state", "open")[0]["shards"]] == [1, 2]
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from penstock import Backoff, Client, Message, Queue, SentMessage, Worker
+from penstock._sync import link as link_module
 from penstock.errors import ClientClosed, NotConnected, QueueDoesNotExist, RequestTimeout
 
 from tests.clients.certificates import Authority
@@ -212,3 +213,31 @@ def test_one_tls_connection_carries_both_directions_at_once(tmp_path: Path) -> N
         assert sorted(received) == sorted(bodies)
         with Client(broker.url, connect_timeout=0.3) as client, pytest.raises(NotConnected):
             client.ping()
+
+
+def test_a_client_that_is_closed_while_its_timer_wakes_ends_at_once(broker: FakeBroker, monkeypatch: pytest.MonkeyPatch) -> None:
+    client = Client(broker.url)
+    client.ping()
+    link = client.link
+    woken, closed = threading.Event(), threading.Event()
+    real = link_module.backend.monotonic
+
+    def monotonic() -> float:
+        # Between a look of the timer and its taking of the mutex, somebody closes the client.
+        if woken.is_set() and not closed.is_set() and threading.current_thread().name == "penstock-_keep_time":
+            with link.mutex:
+                link._closed.set()
+                link._look.set()
+            closed.set()
+        return real()
+
+    monkeypatch.setattr(link_module.backend, "monotonic", monotonic)
+    woken.set()
+    with link.mutex:
+        link._look.set()
+    assert closed.wait(10)
+    timers = [thread for thread in threading.enumerate() if thread.name == "penstock-_keep_time"]
+    for thread in timers:
+        thread.join(10)
+    assert not [thread.name for thread in timers if thread.is_alive()]
+    client.close()

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import socket
 import ssl
 from pathlib import Path
+from typing import cast
 
 import anyio
 import pytest
@@ -19,6 +21,7 @@ from penstock.errors import (
     ClientClosed,
     ConnectionLost,
     InvalidName,
+    InvalidRequest,
     NotConnected,
     PenstockError,
     QueueDoesNotExist,
@@ -163,6 +166,38 @@ async def test_cleanup_in_a_cancelled_block_still_reaches_the_broker(broker: Fak
     assert broker.queue("jobs").bodies == [b"cleaned up"]
 
 
+async def test_what_cannot_be_encoded_is_refused_and_disturbs_nobody_else(broker: FakeBroker) -> None:
+    async with AsyncClient(broker.url) as client:
+        other = client.queue("jobs")
+        await other.send(b"before")
+        with pytest.raises(InvalidRequest, match=r"^DescribeQueue cannot be sent: "):
+            await client.queue("jobs\udc80").describe()
+        with pytest.raises(InvalidRequest, match=r"^SendMessages cannot be sent: "):
+            await client.queue("jobs\udc80").send(b"x")
+        with pytest.raises(InvalidRequest, match=r"^ReceiveMessages cannot be sent: "):
+            await other.receive(1, attempt_id=cast(str, object()))
+        with pytest.raises(InvalidRequest, match=r"^ReceiveMessages cannot be sent: "):
+            await other.receive(2**70)
+        await other.send(b"after")
+    assert broker.queue("jobs").bodies == [b"before", b"after"]
+
+
+async def test_what_cannot_be_encoded_is_refused_too_when_it_has_waited_for_the_connection(broker: FakeBroker) -> None:
+    async with AsyncClient(broker.url) as client:  # (It is connected by nobody's request but these.)
+        with pytest.raises(InvalidRequest):
+            await client.queue("jobs\udc80").describe()
+        await client.ping()
+
+
+@pytest.mark.parametrize("seconds", [math.inf, math.nan, -1.0, 1e300])
+async def test_a_time_that_is_none_is_refused_with_its_name(broker: FakeBroker, seconds: float) -> None:
+    async with AsyncClient(broker.url) as client:
+        with pytest.raises(ValueError, match=r"^wait_seconds = .*; it must be a number of seconds"):
+            await client.queue("jobs").receive(wait_seconds=seconds)
+        with pytest.raises(ValueError, match=r"^retention = .*; it must be a number of seconds"):
+            await client.create_queue("new", retention=seconds)
+
+
 async def test_what_was_refused_by_nature_is_not_asked_again(broker: FakeBroker) -> None:
     broker.fault("CreateQueue", InvalidName("no spaces"))
     async with AsyncClient(broker.url) as client:
@@ -295,6 +330,20 @@ async def test_arguments_win_over_the_url_which_wins_over_the_environment(monkey
 async def test_an_address_that_is_none_is_refused_with_what_is_expected(url: str) -> None:
     with pytest.raises(ValueError, match="penstock://"):
         make_options(url, None, None, None, "", "", 5, 30)
+
+
+@pytest.mark.parametrize("url", ["http://key:topsecret@host", "key:topsecret@host", "penstock:/key:top@secret@host"])
+async def test_a_wrong_address_is_told_without_the_secret_in_it(url: str) -> None:
+    with pytest.raises(ValueError, match="penstock://host:port") as raised:
+        make_options(url, None, None, None, "", "", 5, 30)
+    assert "secret" not in str(raised.value) and "host" in str(raised.value)
+
+
+@pytest.mark.parametrize("seconds", [math.nan, -1.0])
+async def test_a_timeout_is_a_number_of_seconds(seconds: float) -> None:
+    for name in ("connect_timeout", "request_timeout"):
+        with pytest.raises(ValueError, match=rf"{name} = .*; it must be a number of seconds"):
+            AsyncClient(**{name: seconds})  # type: ignore[arg-type]
 
 
 async def test_the_tls_scheme_alone_verifies_against_the_machines_authorities() -> None:

@@ -15,6 +15,7 @@ from penstock.errors import (
     AuthenticationRequired,
     InvalidAttribute,
     InvalidMessage,
+    InvalidRequest,
     MessageNotInFlight,
     NotPermitted,
     QueueDoesNotExist,
@@ -78,6 +79,17 @@ async def test_each_entry_of_a_batch_answers_for_itself(real_broker: BrokerProce
         assert isinstance(results[0], SentMessage) and isinstance(results[2], SentMessage)
         assert isinstance(results[1], InvalidMessage)
         assert await drained(queue) == [b"a", b"b"]
+
+
+async def test_a_peek_brings_as_many_as_it_was_asked_for_however_large_they_are(real_broker: BrokerProcess) -> None:
+    async with AsyncClient(real_broker.url) as client:
+        queue = await fresh_queue(client, "large")
+        for place in range(7):
+            await queue.send(b"%d" % place + bytes(1_000_000))
+        for limit in (1, 6, 7, 10):
+            assert [one.body[:1] for one in await queue.peek(limit)] == [b"%d" % place for place in range(min(limit, 7))]
+        with pytest.raises(InvalidRequest):
+            await queue.peek(0)
 
 
 async def test_settings_tags_counts_peeking_and_purging(real_broker: BrokerProcess) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import gc
 import os
 import pathlib
 import signal
@@ -364,6 +366,34 @@ def test_a_disk_that_is_full_at_the_start_still_serves(small_disk: pathlib.Path)
         store.commit(incarnation, Commit(insert_segments=[segment(7, 3)]))
     finally:
         store.close()
+
+
+@pytest.mark.root
+def test_a_disk_without_room_for_a_new_store_is_told_apart_however_full_it_is(small_disk: pathlib.Path) -> None:
+    path, ballast = small_disk / "store.db", small_disk / "ballast"
+    full_bytes = 0
+    with ballast.open("wb", buffering=0) as file:
+        for step_bytes in (MIB, 4096):
+            with contextlib.suppress(OSError):
+                while True:
+                    os.posix_fallocate(file.fileno(), 0, full_bytes + step_bytes)
+                    full_bytes += step_bytes
+        outcomes = {}
+        for free_pages in (*range(13), 20, 40, 70, 80, 100, 130, 400):
+            os.truncate(ballast, full_bytes - free_pages * 4096)
+            outcomes[free_pages] = "opened"
+            try:
+                with contextlib.closing(open_store(path, reserve_bytes=RESERVE_BYTES)) as store:
+                    store.acquire("node", "a", 1)
+            except StoreFull as error:
+                assert "full" in str(error) or "no space" in str(error)
+                outcomes[free_pages] = "full"
+            gc.collect()  # (What was not opened is still held by its error.)
+            for made in small_disk.glob("store.db*"):
+                made.unlink()
+            os.posix_fallocate(file.fileno(), 0, full_bytes)
+    assert outcomes[0] == outcomes[70] == "full"
+    assert outcomes[400] == "opened"
 
 
 def test_space_is_given_back_after_a_backlog_is_gone(store: SqlStore, path: pathlib.Path) -> None:

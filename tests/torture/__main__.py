@@ -1,7 +1,8 @@
 """Tortures Penstock: `python -m tests.torture --minutes 10`, or `make torture MINUTES=10 ARGS='--only kills --kills 100'`.
 
-Stages: kills (kill -9 under load), cuts (power cuts; root), seeds (simulation), machines (state machines), frames (random and
-mutated frames). What is counted runs until its count is reached, the others share the minutes; nothing runs beyond them.
+Stages: kills (kill -9 under load), streams (the same under a load of streams), cuts (power cuts; root), seeds (simulation),
+machines (state machines), frames (random and mutated frames). What is counted runs until its count is reached, the others
+share the minutes; nothing runs beyond them.
 Exit code 1 when a promise was broken.
 """
 
@@ -22,11 +23,12 @@ from typing import Final
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from tests.torture import cuts, frames, kills, seeds
+from tests.torture import cuts, frames, kills, seeds, stream_kills
 from tests.torture.stage import Failure, Task, Verdict
 
 STAGES: Final[dict[str, tuple[Callable[[Task], Verdict], float]]] = {
     "kills": (kills.run, 3),
+    "streams": (stream_kills.run, 2),
     "cuts": (cuts.run, 2),
     "seeds": (seeds.run_seeds, 2),
     "machines": (seeds.run_machines, 1),
@@ -34,7 +36,7 @@ STAGES: Final[dict[str, tuple[Callable[[Task], Verdict], float]]] = {
 }
 """What each does, and its share of the time."""
 
-PLANTED_IN: Final = {"early-ack": "kills", "weak-sync": "cuts"}
+PLANTED_IN: Final = {"early-ack": ("kills", "streams"), "weak-sync": ("cuts",)}
 
 
 def _options() -> argparse.Namespace:
@@ -44,6 +46,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, default=10, help="for everything (10)")
     parser.add_argument("--only", default=",".join(STAGES), metavar="STAGE,…", help="these stages")
     parser.add_argument("--kills", type=int, default=0, help="so many kill -9")
+    parser.add_argument("--streams", type=int, default=0, help="so many kill -9 with a load of streams")
     parser.add_argument("--cuts", type=int, default=0, help="so many power cuts")
     parser.add_argument("--seeds", type=int, default=0, help="so many seeds of the simulation")
     parser.add_argument("--machines", type=int, default=0, help="so many histories of the state machines")
@@ -57,8 +60,8 @@ def _options() -> argparse.Namespace:
     if unknown:
         parser.error(f"no such stage: {', '.join(unknown)}; there are {', '.join(STAGES)}")
     options.stages = [name for name in STAGES if name in options.only.split(",")]
-    if options.plant and PLANTED_IN[options.plant] not in options.stages:
-        parser.error(f"{options.plant} is looked for by {PLANTED_IN[options.plant]}")
+    if options.plant and not set(PLANTED_IN[options.plant]) & set(options.stages):
+        parser.error(f"{options.plant} is looked for by {' and '.join(PLANTED_IN[options.plant])}")
     return options
 
 
@@ -80,7 +83,7 @@ def _keep(folder: Path, target: Path) -> None:
 def _run_stage(name: str, options: argparse.Namespace, seed: int, deadline: float, console: Console) -> Verdict:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     count = getattr(options, name)
-    plant = options.plant if options.plant and PLANTED_IN[options.plant] == name else ""
+    plant = options.plant if options.plant and name in PLANTED_IN[options.plant] else ""
     folder = Path(tempfile.mkdtemp(prefix=f"penstock-{name}-"))
     try:
         with Progress(*columns, console=console, transient=True) as progress:

@@ -61,7 +61,7 @@ def _run_kind(task: Task, kind: str, folder: Path, count: int, deadline: float, 
     with _mounted(kind, folder) as drive, running_rig(folder, task.seed, task.plant) as rig:
         broker, chance = rig.broker, rig.chance
         broker.start()
-        rig.create_queues()
+        rig.prepare()
         if task.plant:
             os.sync()  # that queues are lost is found too easily
         rig.start_clients(CLIENTS, PACE_SECONDS)

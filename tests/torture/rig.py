@@ -94,6 +94,9 @@ class TorturedBroker(BrokerProcess):
 class Rig:
     """A broker and its clients in `folder`. `seed` makes the clients' choices; `store` is another store than SQLite."""
 
+    LOAD = "tests.torture.load"
+    """What its clients are."""
+
     def __init__(self, folder: Path, seed: int, plant: str = "", store: str = "") -> None:
         self.folder = folder
         self.broker = TorturedBroker(folder, plant, store=store)
@@ -101,9 +104,9 @@ class Rig:
         self._seed = seed
         self._clients: list[subprocess.Popen[bytes]] = []
         self._looked_at: dict[int, int] = {}
-        self._world = Recorder(folder / "world.jsonl", "world")
+        self.world = Recorder(folder / "world.jsonl", "world")
 
-    def create_queues(self) -> None:
+    def prepare(self) -> None:
         """Makes what the load works on."""
         with Client(self.broker.url) as client:
             for name in sorted(QUEUES, key=lambda one: not one.startswith("dead")):
@@ -112,13 +115,13 @@ class Rig:
                     client.create_queue(name, dead_letter_queue=facts.dead_letter, max_receive_count=facts.max_receives)
                 else:
                     client.create_queue(name)
-        self._world.note("run", healthy=False)
+        self.world.note("run", healthy=False)
 
     def start_clients(self, count: int, pace: float) -> None:
         """Starts the load: about 10 / `pace` operations a second per client."""
         for number in range(count):
             name = f"c{number}"
-            command = [sys.executable, "-m", "tests.torture.load", self.broker.url, str(self._path_of(number))]
+            command = [sys.executable, "-m", self.LOAD, self.broker.url, str(self._path_of(number))]
             command += [name, str(self._seed), str(pace)]
             with (self.folder / f"{name}.log").open("wb") as log:
                 client = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=log, stderr=log, process_group=0)
@@ -136,7 +139,7 @@ class Rig:
 
     def crashed(self) -> None:
         """Writes down that the broker was lost."""
-        self._world.note("crash")
+        self.world.note("crash")
         self._looked_at = {number: self._path_of(number).stat().st_size for number in range(len(self._clients))}
 
     def wait_for_answers(self, clients: int) -> None:
@@ -230,17 +233,19 @@ class Rig:
 
     def judge(self) -> tuple[RecordedHistory, list[str]]:
         """The whole history, and what there is to complain about it and about what the broker logged."""
-        self._world.close()
+        self.world.close()
         history = read(list(self.folder.glob("*.jsonl")))
         history.queues = dict(QUEUES)
-        complaints = complaints_of(history)
-        complaints += [
+        return history, complaints_of(history) + self.unexpected(history)
+
+    def unexpected(self, history: RecordedHistory) -> list[str]:
+        """Errors of clients that a loss of the broker does not excuse, and what the broker logged."""
+        complaints = [
             f"load: {one.name} got {one.error}"
             for one in history.operations
             if one.error and one.error.partition("(")[0] not in EXPECTED and one.name != "alive"
         ]
-        complaints += [f"log: {line}" for line in self.broker.complaints()]
-        return history, complaints
+        return complaints + [f"log: {line}" for line in self.broker.complaints()]
 
     def close(self) -> None:
         """Nothing of it is left running."""

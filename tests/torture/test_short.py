@@ -46,6 +46,12 @@ def test_nothing_is_lost_or_doubled_by_three_kills_under_load(tmp_path: Path) ->
     assert "kills: ok: 3 kills on SQLite" in done.stdout
 
 
+def test_nothing_is_lost_or_doubled_or_out_of_order_by_two_kills_under_a_load_of_streams(tmp_path: Path) -> None:
+    done = torture(tmp_path, "--only", "streams", "--streams", "2")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "streams: ok: 2 kills on SQLite" in done.stdout
+
+
 @pytest.mark.root
 @pytest.mark.usefixtures("loop_mounts")
 def test_nothing_is_lost_or_doubled_by_power_cuts_under_load(tmp_path: Path) -> None:

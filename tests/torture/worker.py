@@ -22,19 +22,25 @@ def _say(**row: Any) -> None:
 
 
 def seeds(number: int, of: int, seed: int) -> None:
-    """Seeds of the simulation from the given one on, in chunks that the workers take in turn."""
-    from tests.simulation.story import report, run_seed
+    """Seeds of the simulation from the given one on, in chunks that the workers take in turn: of queues and of streams."""
+    from tests.simulation import story, stream_story
 
-    first = seed + number * SEED_CHUNK
+    chunk = number
     while True:
         operations, complaints = 0, []
+        first = seed + chunk * SEED_CHUNK
         for one in range(first, first + SEED_CHUNK):
-            world, found = run_seed(one)
+            if chunk // of % 2:
+                world, found = stream_story.run_seed(one)
+                say = stream_story.report
+            else:
+                world, found = story.run_seed(one)
+                say = story.report
             operations += len(world.history.operations)
             if found:
-                complaints.append(report(world, found, tail=0))
+                complaints.append(say(world, found, tail=0))
         _say(done=SEED_CHUNK, operations=operations, complaints=complaints)
-        first += of * SEED_CHUNK
+        chunk += of
 
 
 def machines(number: int, of: int, seed: int) -> None:

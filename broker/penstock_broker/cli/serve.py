@@ -7,6 +7,7 @@ import errno
 import functools
 import ipaddress
 import json
+import signal
 import socket
 import ssl
 import sys
@@ -148,6 +149,9 @@ def serve(config_file: str | None, **flags: Any) -> None:
         tls = _tls(config)
         _run(config, store, key, tls, host, port, flags, config_file)
     finally:
+        # A checkpoint may take its time: whoever grows impatient must not cut it short.
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, signal.SIG_IGN)
         store.close()
 
 

@@ -205,8 +205,8 @@ def show(name: str, state: Literal["all", "open", "closed"], url: str | None, as
         [
             shard.shard,
             "open" if shard.is_open else "closed",
-            f"{shard.low:#034x}",
-            f"{shard.high:#034x}",
+            _hash(shard.low),
+            _hash(shard.high),
             ", ".join(map(str, shard.parents)) or "-",
             shard.first,
             shard.end,
@@ -215,6 +215,11 @@ def show(name: str, state: Literal["all", "open", "closed"], url: str | None, as
         for shard, oldest in shards
     ]
     print_table("", ["shard", "state", "hashes from", "to", "parents", "first", "end", "oldest record"], table)
+
+
+def _hash(value: int) -> str:
+    """The first digits of a hash, for a table that fits a terminal; --json has all of them."""
+    return f"0x{value >> (HASH_BITS - 32):08x}…"
 
 
 def _oldest(source: Stream, shard: ShardInfo) -> datetime | None:

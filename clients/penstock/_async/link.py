@@ -34,6 +34,7 @@ from penstock.errors import (
     ClientClosed,
     ConnectionLost,
     Fault,
+    InvalidRequest,
     NotConnected,
     NotPermitted,
     OutcomeUnknown,
@@ -218,6 +219,9 @@ class AsyncLink:
             correlation, data = self._connection.request(request.operation, request.message)
         except PenstockError as error:
             return error
+        except (TypeError, ValueError, OverflowError) as error:
+            # A name that is no text, a number that is too large: that is the matter of this call, not of those who wait with it.
+            return InvalidRequest(f"{request.operation.name} cannot be sent: {error}")
         request.correlation = correlation
         request.tries += 1
         self._outstanding[correlation] = request
@@ -529,10 +533,13 @@ class AsyncLink:
 
     async def _keep_time(self) -> None:
         """Ends requests whose time is over, repeats those whose pause is, and gives up dead connections. Sleeps in between."""
-        while not self._closed.is_set():
+        while True:
             now = backend.monotonic()
             ended: list[tuple[Request, PenstockError]] = []
             with self.mutex:
+                # (Not before: whoever closes in between would set an event that nobody looks at any more.)
+                if self._closed.is_set():
+                    return
                 due = [request for at, request in self._later if at <= now]
                 actions = [action for at, action in self._actions if at <= now]
                 if due:

@@ -21,6 +21,7 @@ from penstock.types import (
     ReceiptHandle,
     ReceivedMessage,
     SentMessage,
+    milliseconds,
     settings_to_wire,
 )
 from penstock_protocol import queue_messages as wire
@@ -179,7 +180,7 @@ class Queue:
             self.name,
             max_messages,
             None if visibility_timeout is None else visibility_ms(visibility_timeout),
-            None if wait_seconds is None else round(wait_seconds * 1000),
+            None if wait_seconds is None else milliseconds(wait_seconds, "wait_seconds"),
             attempt_id=attempt_id,
         )
         patience = 20 if wait_seconds is None else wait_seconds
@@ -257,9 +258,17 @@ class Queue:
     # Looking
 
     def peek(self, limit: int = 10, *, state: str = "any") -> list[PeekedMessage]:
-        """Looks at messages without receiving them; `state`: any, visible, in_flight or delayed."""
-        reply = cast(wire.PeekReply, self._link.call(wire.PeekMessages(self.name, state, limit)))
-        return [PeekedMessage.of(message) for message in reply.messages]
+        """Looks at up to `limit` messages without receiving them; `state`: any, visible, in_flight or delayed."""
+        found: list[PeekedMessage] = []
+        after = b""
+        while True:
+            # (A page may be short, or empty, although more follows.)
+            request = wire.PeekMessages(self.name, state, limit - len(found), after)
+            reply = cast(wire.PeekReply, self._link.call(request))
+            found += map(PeekedMessage.of, reply.messages)
+            after = reply.after
+            if not after or len(found) >= limit:
+                return found
 
     def browse(self, *, state: str = "any", page: int = 100) -> Iterator[PeekedMessage]:
         """All messages, page by page, without receiving them."""
