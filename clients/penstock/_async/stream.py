@@ -303,13 +303,13 @@ class AsyncStream:
         that that it lives, also while the application is busy. `checkpoint`: "auto", or "manual" to say yourself how far you
         are. `batches`: RecordBatch after RecordBatch, as they were put, in place of single records.
 
-            >>> stream = await client.create_stream("clicks")
-            >>> sent = await stream.put("a click", "visitor 1")
+            >>> stream = await client.create_stream("visits")
+            >>> sent = await stream.put("a visit", "visitor 1")
             >>> async with stream.consume("analytics") as records:
             ...     async for record in records:
             ...         print(record.key, record.text)
-            ...         break
-            visitor 1 a click
+            ...         records.stop()
+            visitor 1 a visit
         """
         make: Any = AsyncGroupConsumer
         consumer: AsyncGroupConsumer[Record] | AsyncGroupConsumer[RecordBatch] = make(

@@ -310,13 +310,13 @@ class Stream:
         that that it lives, also while the application is busy. `checkpoint`: "auto", or "manual" to say yourself how far you
         are. `batches`: RecordBatch after RecordBatch, as they were put, in place of single records.
 
-            >>> stream = client.create_stream("clicks")
-            >>> sent = stream.put("a click", "visitor 1")
+            >>> stream = client.create_stream("visits")
+            >>> sent = stream.put("a visit", "visitor 1")
             >>> with stream.consume("analytics") as records:
             ...     for record in records:
             ...         print(record.key, record.text)
-            ...         break
-            visitor 1 a click
+            ...         records.stop()
+            visitor 1 a visit
         """
         make: Any = GroupConsumer
         consumer: GroupConsumer[Record] | GroupConsumer[RecordBatch] = make(
