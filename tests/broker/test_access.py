@@ -40,15 +40,15 @@ ALLOWED = {
               "ChangeVisibility", "PeekMessages", "Consume", "Credit", "StartMoveTask", "CancelMoveTask", "ListMoveTasks",
               "ListDeadLetterSources", "CreateStream", "DeleteStream", "ListStreams", "DescribeStream", "SetStreamSettings",
               "TagStream", "UntagStream", "ListShards", "SplitShard", "MergeShards", "SetShardCount", "PutRecords",
-              "OpenIterator", "ReadRecords"},
+              "OpenIterator", "ReadRecords", "GroupHeartbeat", "ListGroups", "DescribeGroup", "ResetGroup", "DeleteGroup"},
     "reader": {"Ping", "Cancel", "ListQueues", "DescribeQueue", "PeekMessages", "ListMoveTasks", "ListDeadLetterSources",
-               "ListStreams", "DescribeStream", "ListShards"},
+               "ListStreams", "DescribeStream", "ListShards", "ListGroups", "DescribeGroup"},
 }  # fmt: skip
 """Written down once more: an operation that is added gets a role in PROTOCOL.md first, then here."""
 ALLOWED["user"] = ALLOWED["admin"] - {"CreateKey", "ListKeys", "DeleteKey"}
 ALLOWED["producer"] = ALLOWED["reader"] | {"SendMessages", "PutRecords"}
 ALLOWED["consumer"] = ALLOWED["reader"] | {"ReceiveMessages", "DeleteMessages", "ChangeVisibility", "Consume", "Credit",
-                                           "OpenIterator", "ReadRecords"}  # fmt: skip
+                                           "OpenIterator", "ReadRecords", "GroupHeartbeat"}  # fmt: skip
 
 SAMPLES: dict[str, Message] = {
     "Ping": s.Empty(),
@@ -87,6 +87,11 @@ SAMPLES: dict[str, Message] = {
     "PutRecords": st.PutRecords("clicks", 0, 1, 0, 2, msgpack.packb([[b"x"], ["k"]])),
     "OpenIterator": st.OpenIterator("clicks", 0, "trim_horizon"),
     "ReadRecords": st.ReadRecords(bytes(32)),
+    "GroupHeartbeat": st.GroupHeartbeat("clicks", "new", bytes(16), joining=True),
+    "ListGroups": st.StreamName("clicks"),
+    "DescribeGroup": st.GroupName("clicks", "team"),
+    "ResetGroup": st.ResetGroup("clicks", "team", "latest"),
+    "DeleteGroup": st.GroupName("clicks", "team"),
 }
 
 
@@ -98,6 +103,8 @@ async def _state(owner: Peer) -> list[object]:
         await owner.call(st.ListStreams()),
         await owner.call(st.StreamName("clicks"), "DescribeStream"),
         await owner.call(st.ListShards("clicks")),
+        await owner.call(st.StreamName("clicks"), "ListGroups"),
+        await owner.call(st.GroupName("clicks", "team"), "DescribeGroup"),
         (await owner.call(s.Empty(), "ListKeys")),
     ]
 
@@ -115,6 +122,7 @@ async def test_a_role_may_do_what_its_permissions_say_and_nothing_else(operation
         await owner.create("jobs", dead_letter_queue="dead")
         await owner.send("jobs", b"kept")
         await owner.call(st.CreateStream("clicks", 2, tags=[q.Tag("team", "shop")]))
+        await owner.call(st.GroupHeartbeat("clicks", "team", bytes(range(16)), joining=True))
         before = await _state(owner)
         peer = one.connect()
         await peer.log_in(*key)

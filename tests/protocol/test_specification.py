@@ -173,10 +173,14 @@ def test_the_table_of_kinds_is_the_codes() -> None:
         ("7", limits.MAX_SHARDS),
         ("7", limits.MAX_STREAMS),
         ("7", limits.ITERATOR_MS // 60_000),
+        ("7", limits.MAX_GROUPS),
+        ("7", limits.MAX_MEMBERS),
         ("8", limits.MAX_NAME_LENGTH),
         ("8", limits.MAX_READ_RECORDS),
         ("8", limits.MAX_READ_BYTES),
         ("8", limits.MAX_WAIT_MS),
+        ("8", limits.MIN_SESSION_MS),
+        ("8", limits.MAX_SESSION_MS),
     ],
 )
 def test_limits_are_named(section: str, number: int) -> None:
