@@ -196,6 +196,7 @@ class Broker:
         """All memory goes."""
         self.queues.drop_all(error)
         self.streams.drop_all(error)
+        self.stream_groups.restore()
 
     def _something(self) -> Commit | None:
         """A row that is in the store already."""

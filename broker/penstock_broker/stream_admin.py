@@ -114,16 +114,18 @@ class StreamAdmin:
         """DeleteStream: with everything in it, at once."""
         record = self._service.stream(call.caller, request.stream)
         self._begin(record)
+        self._groups.going(record)
         rows = [record.to_row(), *(shard.to_row(record.place, record.modified_ms) for shard in record.shards.values())]
         self._service.lane.write(lambda commit: commit.delete_resources.extend([*rows, *self._groups.rows_of(record)]))
 
         def done(error: PenstockError | None) -> None:
             self._changing.discard(record.resource_id)
             if error is not None:
+                self._groups.kept(record)
                 call.fail(error)
                 return
             self._catalog.remove(record)
-            self._groups.forget(record)
+            self._groups.gone(record)
             for shard in record.shards.values():
                 runtime = self._service.runtimes.get(shard.log_id)
                 if runtime is not None:

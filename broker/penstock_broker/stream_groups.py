@@ -6,6 +6,7 @@ need no commit. When a commit fails, the group goes back to what the store last 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import re
@@ -19,6 +20,8 @@ from penstock_protocol.errors import (
     LimitExceeded,
     MemberExpired,
     PenstockError,
+    ResourceBusy,
+    ShardDoesNotExist,
     StoreFailed,
 )
 from penstock_protocol.session_messages import Empty
@@ -64,6 +67,8 @@ class GroupRecord:
     """Whether the store has it at all."""
     unsaved: int = 0
     """Writes that are not durable yet."""
+    is_going: bool = False
+    """A commit is to delete it: what is written after it would stay for ever."""
 
     def to_row(self, values: dict[str, Any], modified_ms: int) -> ResourceRow:
         """The row that restores it."""
@@ -98,6 +103,8 @@ class StreamGroups:
         self._store = store
         self._ports = ports
         self._groups: dict[tuple[int, str], GroupRecord] = {}
+        self._going: set[int] = set()
+        """Streams (by resource id) that a commit is to delete."""
         self._ids: list[int] = []
 
     def replace(self, rows: Iterable[ResourceRow]) -> None:
@@ -106,12 +113,32 @@ class StreamGroups:
         records = [GroupRecord.from_row(row, now_ms) for row in rows if row.kind == GROUP]
         self._groups = {(record.stream_id, record.group.name): record for record in records}
 
+    def restore(self) -> None:
+        """Memory is not to be trusted: each group is what the store last had."""
+        for record in list(self._groups.values()):
+            self._restore(record)
+
+    def _restore(self, record: GroupRecord) -> None:
+        if record.is_stored:
+            record.group = Group.from_stored(record.group.name, record.stored, self._ports.now_ms())
+        else:
+            del self._groups[record.stream_id, record.group.name]
+
+    def going(self, stream: StreamRecord) -> None:
+        """The stream is being deleted: its groups do not change until that is `gone` or `kept`."""
+        self._going.add(stream.resource_id)
+
     def rows_of(self, stream: StreamRecord) -> list[ResourceRow]:
         """The rows of a stream's groups, to be deleted with it."""
         return [one.to_row(one.stored, one.created_ms) for one in self._of(stream)]
 
-    def forget(self, stream: StreamRecord) -> None:
-        """The stream is gone."""
+    def kept(self, stream: StreamRecord) -> None:
+        """The stream was not deleted, or nobody knows."""
+        self._going.discard(stream.resource_id)
+
+    def gone(self, stream: StreamRecord) -> None:
+        """The stream was deleted, and its groups with it."""
+        self._going.discard(stream.resource_id)
         for record in self._of(stream):
             del self._groups[record.stream_id, record.group.name]
 
@@ -124,8 +151,16 @@ class StreamGroups:
             raise GroupDoesNotExist(f"stream {stream.name!r} has no group {name[:100]!r}")
         return record
 
+    def _changeable(self, stream: StreamRecord, name: str) -> GroupRecord | None:
+        """The group, if there is one. ResourceBusy while it is being deleted, or its stream is."""
+        record = self._groups.get((stream.resource_id, name))
+        if stream.resource_id in self._going or (record is not None and record.is_going):
+            raise ResourceBusy(f"the group {name[:100]!r} of stream {stream.name!r} is being deleted")
+        return record
+
     def _extents(self, stream: StreamRecord) -> dict[int, Extent]:
         extents = {}
+        self._service.need(stream.shards.values())
         for number, record in stream.shards.items():
             shard = self._service.runtime(record).shard
             extents[number] = Extent(record.range, shard.trimmed, shard.end)
@@ -144,9 +179,9 @@ class StreamGroups:
             )
         if request.start not in STARTS:
             raise InvalidRequest(f"start = {request.start[:50]!r}; it must be {' or '.join(STARTS)}")
+        record = self._changeable(stream, request.group)
         extents = self._extents(stream)
         now_ms = self._ports.now_ms()
-        record = self._groups.get((stream.resource_id, request.group))
         if record is None:
             if not request.joining:
                 raise MemberExpired("the group is gone")
@@ -217,8 +252,10 @@ class StreamGroups:
     def _when_durable(self, call: Call, record: GroupRecord, answer: Callable[[], None]) -> None:
         """Answers once all that is known of the group now is durable; writes it where it is not."""
         if record.group.is_dirty:
+            self._service.lane.check_adds()
             self._save(call, record, answer)
-        elif record.unsaved:
+        elif record.unsaved or self._service.lane.incarnation is None:
+            # (Between a commit of unknown outcome and the next incarnation the store may know of other leases: it is refused.)
             self._service.lane.submit(lambda error: answer() if error is None else call.fail(error))
         else:
             answer()
@@ -238,10 +275,7 @@ class StreamGroups:
                 return
             key = record.stream_id, record.group.name
             if self._groups.get(key) is record:
-                if record.is_stored:
-                    record.group = Group.from_stored(record.group.name, record.stored, self._ports.now_ms())
-                else:
-                    del self._groups[key]
+                self._restore(record)
             call.fail(error)
 
         self._service.lane.submit(done)
@@ -258,8 +292,8 @@ class StreamGroups:
         stream = self._service.stream(call.caller, request.stream)
         record = self._get(stream, request.group)
         extents = self._extents(stream)
-        record.group.expire(self._ports.now_ms())
-        call.reply(self._description(stream, record, extents))
+        description = self._description(stream, record, extents)
+        self._when_durable(call, record, lambda: call.reply(description))
 
     def _description(self, stream: StreamRecord, record: GroupRecord, extents: dict[int, Extent]) -> GroupDescription:
         group = record.group
@@ -279,47 +313,51 @@ class StreamGroups:
     def reset(self, call: Call, request: ResetGroup) -> None:
         """ResetGroup."""
         stream = self._service.stream(call.caller, request.stream)
-        record = self._get(stream, request.group)
+        self._get(stream, request.group)
         if request.start not in (*STARTS, "time"):
             raise InvalidRequest(f"start = {request.start[:50]!r}; it must be {', '.join(STARTS)} or time")
-        extents = self._extents(stream)
         if request.start == "time":
-            self._start_task(self._reset_to_time, call, stream, record, request.position)
+            self._start_task(self._reset_to_time, call, stream, request)
             return
         latest = request.start == "latest"
-        positions = {shard: extent.end if latest else extent.trimmed for shard, extent in extents.items()}
-        self._reset(call, stream, record, extents, positions)
+        positions = {shard: extent.end if latest else extent.trimmed for shard, extent in self._extents(stream).items()}
+        self._reset(call, stream, request.group, positions)
 
-    async def _reset_to_time(self, call: Call, stream: StreamRecord, record: GroupRecord, at_ms: int) -> None:
+    async def _reset_to_time(self, call: Call, stream: StreamRecord, request: ResetGroup) -> None:
         positions = {}
-        for number, shard in stream.shards.items():
-            try:
-                positions[number] = await self._service.position_at(shard.log_id, at_ms)
-            except PenstockError as error:
-                call.fail(error)
-                return
         try:
-            extents = self._extents(stream)
+            for number, shard in stream.shards.items():
+                with contextlib.suppress(ShardDoesNotExist):  # its last record has aged out meanwhile
+                    positions[number] = await self._service.position_at(shard.log_id, request.position)
+            # (Much may have happened since: splits, a deletion.)
+            now = self._service.stream(call.caller, request.stream)
+            if now.resource_id != stream.resource_id:
+                raise GroupDoesNotExist(f"stream {stream.name!r} was deleted")
+            self._reset(call, now, request.group, positions)
+        except PenstockError as error:
+            call.fail(error)
         except NotReady:  # Its memory was discarded meanwhile.
             call.fail(StoreFailed())
-            return
-        self._reset(call, stream, record, extents, positions)
 
-    def _reset(
-        self, call: Call, stream: StreamRecord, record: GroupRecord, extents: dict[int, Extent], positions: dict[int, int]
-    ) -> None:
+    def _reset(self, call: Call, stream: StreamRecord, name: str, positions: dict[int, int]) -> None:
+        record = self._changeable(stream, name) or self._get(stream, name)
+        extents = self._extents(stream)
+        self._service.lane.check_adds()
         record.group.start_at(positions)
         record.group.balance(extents.values())
-        self._save(call, record, lambda: call.reply(self._description(stream, record, extents)))
+        description = self._description(stream, record, extents)
+        self._save(call, record, lambda: call.reply(description))
 
     def delete(self, call: Call, request: GroupName) -> None:
         """DeleteGroup."""
         stream = self._service.stream(call.caller, request.stream)
-        record = self._get(stream, request.group)
+        record = self._changeable(stream, request.group) or self._get(stream, request.group)
         row = record.to_row(record.stored, record.created_ms)
+        record.is_going = True
         self._service.lane.write(lambda commit: commit.delete_resources.append(row))
 
         def done(error: PenstockError | None) -> None:
+            record.is_going = False
             if error is not None:
                 call.fail(error)
                 return

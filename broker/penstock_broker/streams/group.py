@@ -120,11 +120,12 @@ class Group:
             self._free(shard)
 
     def start_at(self, positions: Mapping[int, int]) -> None:
-        """Sets checkpoints, also back. Who has a lease loses it, so that what it still says of it counts for nothing."""
+        """Sets checkpoints, also back. All leases end, so that what members still say of them counts for nothing, and children
+        wait for parents again."""
         for shard, position in positions.items():
             self.positions[shard] = position
             self.finished.discard(shard)
-            self.leases.pop(shard, None)
+        self.leases.clear()
         self.is_dirty = True
 
     # Who gets what
