@@ -102,12 +102,20 @@ async def take(records: AsyncGroupConsumer[Record], count: int) -> list[int]:
     return found
 
 
-async def beat(broker: GroupBroker, records: AsyncGroupConsumer[Any]) -> None:
-    """Has a heartbeat sent now, and returns once its answer was heard: when the one after it is there."""
+async def beat(records: AsyncGroupConsumer[Any]) -> None:
+    """Has a heartbeat sent now, and returns once its answer was heard. (The first that is heard may have been under way.)"""
+    real = records._heard
     for _ in range(2):
-        count = len(broker.beats)
-        records._hasten()
-        await broker.until(lambda count=count: len(broker.beats) > count)  # type: ignore[misc]  # it cannot infer a default
+        heard = anyio.Event()
+
+        def hear(reply: wire.GroupLeases, heard: anyio.Event = heard) -> None:
+            real(reply)
+            heard.set()
+
+        with pytest.MonkeyPatch.context() as patch, anyio.fail_after(20):
+            patch.setattr(records, "_heard", hear)
+            records._hasten()
+            await heard.wait()
 
 
 async def test_records_come_from_where_the_lease_begins_and_what_was_given_out_counts_when_the_next_is_asked_for(
@@ -116,11 +124,11 @@ async def test_records_come_from_where_the_lease_begins_and_what_was_given_out_c
     broker.lease(0, 1, 40)
     async with AsyncClient(broker.url) as client, client.stream("two").consume("g", session_seconds=60) as records:
         assert await take(records, 10) == list(range(40, 50))
-        await beat(broker, records)
+        await beat(records)
         assert broker.noted == {0: 49}
         assert await take(records, 50) == list(range(50, 100))
         assert await records.next(0.01) is None
-        await beat(broker, records)
+        await beat(records)
         assert broker.noted == {0: 100}
 
 
@@ -181,7 +189,10 @@ async def test_nothing_is_given_out_when_the_session_may_have_ended_until_a_hear
             tasks.start_soon(go_on)
             await anyio.wait_all_tasks_blocked()
             assert not found
+            [arrived] = records._intake._takers
             broker.release_held()
+            with anyio.fail_after(20):
+                await arrived.wait()
         assert found == list(range(10, 100))
 
 
@@ -192,7 +203,7 @@ async def test_an_expired_member_drops_all_it_has_and_joins_again_under_another_
         broker.members.clear()
         broker.leases.clear()
         broker.lease(0, 2, 5)
-        await beat(broker, records)
+        await beat(records)
         await broker.until(lambda: len(broker.members) == 1)
         assert await take(records, 3) == [5, 6, 7]
         assert records.member != name and broker.members == {bytes.fromhex(records.member)}
@@ -203,7 +214,7 @@ async def test_a_lease_with_another_number_begins_anew(broker: GroupBroker) -> N
     async with AsyncClient(broker.url) as client, client.stream("two").consume("g", session_seconds=60) as records:
         await take(records, 15)
         broker.lease(0, 2, 3)
-        await beat(broker, records)
+        await beat(records)
         assert await take(records, 97) == list(range(3, 100))
 
 
@@ -213,8 +224,12 @@ async def test_a_lost_shard_is_given_out_no_more_and_the_others_go_on(broker: Gr
         seen = [await records.next() for _ in range(30)]
         assert {record.shard for record in seen if record is not None} <= {0, 1}
         del broker.leases[0]
-        await beat(broker, records)
-        assert records.shards == [1]
+        cursor = records._intake._cursors[0]
+        await beat(records)
+        assert records.shards == [1] and not [batch for batch in records._intake._ready if batch.shard == 0]
+        run = wire.RecordRun(0, 1_000, [broker.streams["two"].shards[0].batches[0][2]])
+        records._intake._take_in(cursor, wire.Records(0, 0, [run], b"", 0, []))  # its last read is answered only now
+        assert not [batch for batch in records._intake._ready if batch.shard == 0]
         rest = []
         while (record := await records.next(0.05)) is not None:
             rest.append(record)
@@ -223,10 +238,13 @@ async def test_a_lost_shard_is_given_out_no_more_and_the_others_go_on(broker: Gr
 
 
 async def test_a_shard_that_is_asked_for_is_given_up_when_what_was_given_out_is_finished(broker: GroupBroker) -> None:
-    async with AsyncClient(broker.url) as client, client.stream("two").consume("g", session_seconds=60) as records:
+    async with (
+        AsyncClient(broker.url) as client,
+        client.stream("two").consume("g", session_seconds=600, checkpoint_seconds=600) as records,
+    ):
         await take(records, 10)
         broker.lease(0, 1, give_up=True)
-        await beat(broker, records)
+        await beat(records)
         assert not any(one.released for one in broker.beats)
         assert await records.next(0.05) is None, "it gives nothing more out"
         await broker.until(lambda: any(one.released for one in broker.beats))
@@ -239,9 +257,9 @@ async def test_a_shard_that_nobody_wants_any_more_goes_on_where_it_stopped(broke
     async with AsyncClient(broker.url) as client, client.stream("two").consume("g", session_seconds=60) as records:
         await take(records, 15)
         broker.lease(0, 1, give_up=True)
-        await beat(broker, records)
+        await beat(records)
         broker.lease(0, 1)
-        await beat(broker, records)
+        await beat(records)
         assert await take(records, 85) == list(range(15, 100))
 
 
@@ -283,7 +301,7 @@ async def test_a_checkpoint_of_a_lost_shard_says_so(broker: GroupBroker) -> None
         assert await records.next(0.01) is None
         broker.lost.clear()
         broker.lease(0, 3, 1)
-        await beat(broker, records)
+        await beat(records)
         await take(records, 1)
         with pytest.raises(LeaseLost):  # the record was given out under another lease
             await records.checkpoint(record)
@@ -357,18 +375,73 @@ async def test_who_is_cancelled_while_joining_says_goodbye(broker: GroupBroker) 
 
 
 async def test_a_batch_that_is_broken_is_told_and_passed_over_when_the_next_is_asked_for(broker: GroupBroker) -> None:
-    batch = wire.Batch(3, wire.PLAIN, 3, msgpack.packb([[b"a"], ["k"]]))
+    broken = wire.Batch(3, wire.PLAIN, 3, msgpack.packb([[b"a"], ["k"]]))
     shard = broker.streams["two"].shards[0]
-    shard.batches.insert(0, (100, 1_000, batch))
-    shard.batches = [(100, 1_000, batch), (103, 1_000, shard.batches[1][2])]
-    shard.end = 113
+    good = shard.batches[0][2]
+    shard.batches = [(100, 1_000, broken), (103, 1_000, good), (113, 1_000, broken)]
+    shard.end = 116
     broker.lease(0, 1, 100)
     async with AsyncClient(broker.url) as client, client.stream("two").consume("g", session_seconds=60) as records:
         with pytest.raises(RecordsUnreadable):
             await records.next()
         assert await take(records, 10) == list(range(103, 113))
-        await beat(broker, records)
-        assert broker.noted == {0: 112}
+        with pytest.raises(RecordsUnreadable):
+            await records.next()
+        await beat(records)
+        assert broker.noted == {0: 113}
+        assert await records.next(0.01) is None
+        await beat(records)
+        assert broker.noted == {0: 116}
+
+
+async def test_that_a_closed_shard_was_processed_is_told_at_once_for_its_children_wait(broker: GroupBroker) -> None:
+    broker.lease(0, 1, 98)
+    broker.split("two", 0)
+    async with (
+        AsyncClient(broker.url) as client,
+        client.stream("two").consume("g", session_seconds=600, checkpoint_seconds=600) as records,
+    ):
+        assert await take(records, 2) == [98, 99]
+        assert await records.next(0.01) is None
+        await broker.until(lambda: broker.noted == {0: 100})
+
+
+async def test_a_shard_that_closes_after_all_was_processed_is_told_at_once(broker: GroupBroker) -> None:
+    async with (
+        AsyncClient(broker.url) as client,
+        client.stream("two").consume("g", session_seconds=600, checkpoint_seconds=600) as records,
+    ):
+        await take(records, 100)
+        assert await records.next(0.01) is None
+        await beat(records)
+        count = len(broker.beats)
+        broker.split("two", 0)
+        await broker.until(lambda: len(broker.beats) > count)
+
+
+async def test_other_tasks_get_their_turn_while_there_is_always_more(broker: GroupBroker) -> None:
+    with Client(broker.url) as other:
+        other.stream("two").put_columns([b""] * 2_000, ["k"] * 2_000, [0] * 2_000)
+    turns = 0
+
+    async def count() -> None:
+        nonlocal turns
+        while True:
+            await anyio.lowlevel.checkpoint()
+            turns += 1
+
+    async with (
+        AsyncClient(broker.url) as client,
+        client.stream("two").consume("g", session_seconds=60) as records,
+        anyio.create_task_group() as tasks,
+    ):
+        await take(records, 200)
+        tasks.start_soon(count)
+        await anyio.lowlevel.checkpoint()
+        began = turns
+        await take(records, 1_800)
+        assert turns - began >= 6
+        tasks.cancel_scope.cancel()
 
 
 async def test_batches_come_as_they_were_put_and_are_checkpointed_whole(broker: GroupBroker) -> None:
