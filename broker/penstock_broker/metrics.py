@@ -1,9 +1,10 @@
 """Metrics for Prometheus, made from plain counters when somebody asks: nothing is paid per message.
 
-Labels come from closed sets, but for names of queues and of streams: at most `max_queues` of each have series of their own,
-the rest is summed up as `__other__`. A queue that is loaded again after a failed commit starts its counters anew; Prometheus
-takes that for a reset. A stream is the sum of its loaded shards, and what shards had counted that are gone stays in the sum: else
-it would fall whenever one of many is loaded again or ages out, and Prometheus would count all the others twice.
+Labels come from closed sets, but for names of queues, streams and consumer groups: at most `max_queues` of each have series of
+their own, the rest is summed up as `__other__`. A queue that is loaded again after a failed commit starts its counters anew;
+Prometheus takes that for a reset. A stream is the sum of its loaded shards, and what shards had counted that are gone stays in the
+sum: else it would fall whenever one of many is loaded again or ages out, and Prometheus would count all the others twice. A group
+has no lag while a shard of its stream is not loaded: a sum without it would look better than it is.
 """
 
 from __future__ import annotations
@@ -87,6 +88,7 @@ class BrokerCollector(Collector):
         """The samples of this moment."""
         yield from self._queues()
         yield from self._streams()
+        yield from self._groups()
         yield from self._requests()
         yield from self._store_metrics()
 
@@ -177,6 +179,32 @@ class BrokerCollector(Collector):
         yield from (*families, age)
         yield _gauge("penstock_streams", "Streams that exist", len(broker.stream_catalog))
         yield _gauge("penstock_shards_loaded", "Shards in memory: the others count in no series yet", len(runtimes))
+
+    def _groups(self) -> Iterable[Metric]:
+        groups = self._broker.stream_groups
+        labels = ["account", "region", "stream", "group"]
+        members = GaugeMetricFamily("penstock_stream_group_members", "Members of the consumer group that live", labels=labels)
+        lag = GaugeMetricFamily("penstock_stream_group_lag_records", "Records the group has still to process", labels=labels)
+        streams = {record.resource_id: record for record in self._broker.stream_catalog}
+        rest_members = rest_lag = told = 0
+        for record in groups:
+            stream = streams.get(record.stream_id)
+            if stream is None:
+                continue
+            behind = groups.lag(stream, record)
+            told += 1
+            if told > self._max_queues:
+                rest_members += groups.members(record)
+                rest_lag += behind or 0
+                continue
+            names = [stream.place.account, stream.place.region, stream.name, record.group.name]
+            members.add_metric(names, groups.members(record))
+            if behind is not None:
+                lag.add_metric(names, behind)
+        if told > self._max_queues:
+            members.add_metric(["", "", OTHER, OTHER], rest_members)
+            lag.add_metric(["", "", OTHER, OTHER], rest_lag)
+        yield from (members, lag)
 
     def _requests(self) -> Iterable[Metric]:
         counters = self._broker.counters

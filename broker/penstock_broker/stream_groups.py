@@ -10,7 +10,7 @@ import contextlib
 import dataclasses
 import json
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final
 
 from penstock_protocol.errors import (
@@ -165,6 +165,30 @@ class StreamGroups:
             shard = self._service.runtime(record).shard
             extents[number] = Extent(record.range, shard.trimmed, shard.end)
         return extents
+
+    # What metrics want to know
+
+    def __iter__(self) -> Iterator[GroupRecord]:
+        """All groups, in the order they were made."""
+        return iter(sorted(self._groups.values(), key=lambda record: record.resource_id))
+
+    def members(self, record: GroupRecord) -> int:
+        """How many members live."""
+        now_ms = self._ports.now_ms()
+        return sum(member.deadline_ms > now_ms for member in record.group.members.values())
+
+    def lag(self, stream: StreamRecord, record: GroupRecord) -> int | None:
+        """How many records the group has still to process, at most (some sequence numbers have no record). None while a shard of
+        the stream is not in memory."""
+        lag = 0
+        for number, one in stream.shards.items():
+            runtime = self._service.runtimes.get(one.log_id)
+            if runtime is None:
+                return None
+            shard = runtime.shard
+            position = max(record.group.positions.get(number, 0), shard.trimmed)
+            lag += min(max(0, shard.end - position), shard.records)
+        return lag
 
     # Members
 

@@ -83,6 +83,16 @@ async def _stream_traffic(client: Peer) -> None:
         assert (await _read(client, "clicks", 0)).runs
     tip = await client.call(st.OpenIterator("clicks", 1, "latest"))
     await client.say(st.ReadRecords(tip.iterator, wait_ms=20_000))
+    for shard in (2, 3):
+        await client.call(st.OpenIterator("clicks", shard, "latest"))
+    for member in (1, 2):
+        joined = st.GroupHeartbeat("clicks", "team", bytes([member]) * 16, 60_000, joining=True)
+        leases = (await client.call(joined)).leases
+        if member == 1:
+            lease = next(one for one in leases if one.shard == 0)
+            checkpoint = st.Checkpoint(0, lease.lease, lease.position + 1)
+            await client.call(st.GroupHeartbeat("clicks", "team", joined.member, 60_000, checkpoints=[checkpoint]))
+    await client.call(st.GroupHeartbeat("clicks", "silent", bytes(16), 10_000, joining=True, start="latest"))
 
 
 async def _traffic(one: House) -> Peer:
@@ -158,8 +168,12 @@ EXPECTED: list[tuple[str, dict[str, str], float]] = [
     ("penstock_stream_read_records_total", {"stream": "clicks"}, 4),
     ("penstock_stream_read_bytes_total", {"stream": "clicks"}, 304),
     ("penstock_stream_trimmed_records_total", {"stream": "clicks"}, 0),
+    ("penstock_stream_group_members", {"stream": "clicks", "group": "team"}, 2),
+    ("penstock_stream_group_members", {"stream": "clicks", "group": "silent"}, 0),
+    ("penstock_stream_group_lag_records", {"stream": "clicks", "group": "team"}, 2),
+    ("penstock_stream_group_lag_records", {"stream": "clicks", "group": "silent"}, 0),
     ("penstock_streams", {}, 2),
-    ("penstock_shards_loaded", {}, 2),
+    ("penstock_shards_loaded", {}, 4),
     ("penstock_requests_total", {"operation": "PutRecords", "result": "ok"}, 2),
     ("penstock_requests_total", {"operation": "CreateQueue", "result": "ok"}, 5),
     ("penstock_requests_total", {"operation": "SendMessages", "result": "ok"}, 4),
@@ -176,7 +190,7 @@ EXPECTED: list[tuple[str, dict[str, str], float]] = [
     ("penstock_store_commits_total", {"outcome": "full"}, 0),
     ("penstock_store_commits_total", {"outcome": "fenced"}, 0),
     ("penstock_store_commit_running_seconds", {}, 0),
-    ("penstock_store_loads_total", {}, 7),  # five queues and two shards
+    ("penstock_store_loads_total", {}, 9),  # five queues and two shards
     ("penstock_store_load_errors_total", {}, 0),
     ("penstock_store_quarantined_rows", {}, 0),
     ("penstock_memory_content_limit_bytes", {}, 64 * 2**20),
@@ -329,6 +343,28 @@ async def test_only_so_many_streams_have_series_of_their_own() -> None:
         await client.call(st.StreamName("s0"), "DeleteStream")
         samples = _samples(_text(one.broker, one, max_queues=3))
         assert "s0" not in {sample.labels["stream"] for sample in samples["penstock_stream_records"]}
+
+
+@on_jumping_clock
+async def test_only_so_many_groups_have_series_of_their_own_and_lag_is_told_when_it_is_known() -> None:
+    async with house() as one:
+        client = await one.client()
+        await client.call(st.CreateStream("s", 2))
+        await _put(client, "s", 0, b"a", b"b")
+        for number in range(4):
+            await client.call(st.GroupHeartbeat("s", f"g{number}", bytes(16), joining=True))
+        await _put(client, "s", 1, b"c")
+        samples = _samples(_text(one.broker, one, max_queues=2))
+        for family, value in (("members", 1), ("lag_records", 3)):
+            found = {one.labels["group"]: one.value for one in samples[f"penstock_stream_group_{family}"]}
+            assert found == {"g0": value, "g1": value, OTHER: 2 * value}
+        one.broker.streams.drop_all(StoreFailed())
+        samples = _samples(_text(one.broker, one, max_queues=4))
+        assert len(samples["penstock_stream_group_members"]) == 4
+        assert "penstock_stream_group_lag_records" not in samples
+        for number in range(4):
+            await client.call(st.GroupName("s", f"g{number}"), "DeleteGroup")
+        assert "penstock_stream_group_members" not in _samples(_text(one.broker, one, max_queues=2))
 
 
 @on_jumping_clock
