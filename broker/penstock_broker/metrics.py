@@ -2,9 +2,9 @@
 
 Labels come from closed sets, but for names of queues, streams and consumer groups: at most `max_queues` of each have series of
 their own, the rest is summed up as `__other__`. A queue that is loaded again after a failed commit starts its counters anew;
-Prometheus takes that for a reset. A stream is the sum of its loaded shards, and what shards had counted that are gone stays in the
-sum: else it would fall whenever one of many is loaded again or ages out, and Prometheus would count all the others twice. A group
-has no lag while a shard of its stream is not loaded: a sum without it would look better than it is.
+Prometheus takes that for a reset. A stream is the sum of its loaded shards, and what shards had counted that are gone stays in
+the sum: else it would fall whenever one of many is loaded again or ages out, and Prometheus would count all the others twice. A
+group has no lag while a shard of its stream is not loaded: a sum without it would look better than it is.
 """
 
 from __future__ import annotations

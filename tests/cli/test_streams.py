@@ -398,6 +398,78 @@ def test_packed_records_of_others_are_shown(penstock: Penstock, name: str, cli_b
     assert [(row["data"], row["key"]) for row in penstock.json("stream", "read", name)] == [("a", "x"), ("b", "y")]
 
 
+# Consumer groups
+
+GROUP_KEYS = ["stream", "group", "created_at", "members", "lag"]
+PROGRESS_KEYS = ["shard", "member", "position", "end", "lag", "finished"]
+
+
+def test_a_group_reads_on_where_it_was(penstock: Penstock, name: str) -> None:
+    put(penstock, name, "a", "b", "c")
+    assert data_of(penstock.json("stream", "read", name, "--group", "g", "--max", "2")) == ["a", "b"]
+    put(penstock, name, "d")
+    assert penstock("stream", "read", name, "--group", "g").out.split("\n")[0].split()[0] == "c"
+    done = penstock("stream", "read", name, "--group", "g", "--json")
+    assert (done.code, done.out) == (Exit.NOTHING, "")
+    assert data_of(penstock.json("stream", "read", name, "--group", "h")) == ["a", "b", "c", "d"]
+    assert penstock("stream", "read", name, "--group", "new", "--from", "latest").code == Exit.NOTHING
+
+
+def test_groups_are_listed_with_members_and_lag(penstock: Penstock, name: str, cli_broker: BrokerProcess) -> None:
+    assert penstock("stream", "groups", name).out.startswith("no consumer groups")
+    assert penstock.json("stream", "groups", name) == []
+    put(penstock, name, "a", "b", "c")
+    penstock("stream", "read", name, "--group", "g", "--max", "1")
+    with Client(cli_broker.url) as client, client.stream(name).consume("h", start="latest"):
+        rows = penstock.json("stream", "groups", name)
+        assert [list(row) for row in rows] == [GROUP_KEYS] * 2
+        assert [(row["stream"], row["group"], len(row["members"]), row["lag"]) for row in rows] == [
+            (name, "g", 0, 2), (name, "h", 1, 0)]  # fmt: skip
+        table = [line.split() for line in penstock("stream", "groups", name).out.splitlines()]
+        assert table == [["group", "members", "lag"], ["g", "0", "2"], ["h", "1", "0"]]
+
+
+def test_a_group_is_shown_shard_by_shard(penstock: Penstock, name: str, cli_broker: BrokerProcess) -> None:
+    put(penstock, name, "a", "b", "c")
+    penstock("stream", "read", name, "--group", "g", "--max", "1")
+    with Client(cli_broker.url) as client, client.stream(name).consume("g") as consumer:
+        (row,) = penstock.json("stream", "group", name, "g")
+        assert list(row) == [*GROUP_KEYS, "shards"]
+        assert (row["members"], row["lag"]) == ([consumer.member], 2)
+        (shard,) = row["shards"]
+        assert list(shard) == PROGRESS_KEYS
+        assert list(shard.values()) == [0, consumer.member, 1, 3, 2, False]
+        assert consumer.member[:8] in penstock("stream", "group", name, "g").out
+    penstock("stream", "split", name, "0")
+    penstock("stream", "read", name, "--group", "g")
+    out = penstock("stream", "group", name, "g").out
+    assert ["0", "finished", "3", "3", "0"] in [line.split() for line in out.splitlines()]
+    assert ["1", "-", "0", "0", "0"] in [line.split() for line in out.splitlines()]
+
+
+def test_a_group_is_reset_to_the_oldest_records_the_tip_or_a_time(penstock: Penstock, name: str) -> None:
+    put(penstock, name, "a", "b", "c")
+    penstock("stream", "read", name, "--group", "g")
+    for place, lag in (("trim_horizon", 3), ("latest", 0), ("2020-01-01T00:00:00+00:00", 3), ("2999-01-01", 0)):
+        (row,) = penstock.json("stream", "reset", name, "g", "--to", place)
+        assert (row["lag"], row["shards"][0]["lag"]) == (lag, lag)
+    assert penstock("stream", "reset", name, "g", "--to", "trim_horizon").out == "group g is 3 records behind now\n"
+    assert data_of(penstock.json("stream", "read", name, "--group", "g")) == ["a", "b", "c"]
+
+
+def test_forget_asks_first_and_leaves_the_records(penstock: Penstock, name: str) -> None:
+    put(penstock, name, "a")
+    penstock("stream", "read", name, "--group", "g")
+    done = penstock("stream", "forget", name, "g", stdin=b"n\n")
+    assert done.code == Exit.FAILED and "nothing was" in done.err
+    assert penstock("stream", "forget", name, "g", "--yes").out == "group g forgotten\n"
+    for command in (["group", name, "g"], ["reset", name, "g", "--to", "latest"], ["forget", name, "g", "--yes"]):
+        gone = penstock("stream", *command)
+        assert gone.code == Exit.FAILED and "GroupDoesNotExist" in gone.err and gone.out == ""
+    assert data_of(penstock.json("stream", "read", name, "--group", "g")) == ["a"]
+    assert penstock.json("stream", "forget", name, "g") == [{"deleted": "g", "stream": name}]
+
+
 # How commands end
 
 
@@ -407,7 +479,8 @@ def test_packed_records_of_others_are_shown(penstock: Penstock, name: str, cli_b
         ["show", "no-such"], ["put", "no-such", "x"], ["put", "no-such", "--lines"], ["read", "no-such"], ["tail", "no-such"],
         ["read", "no-such", "--shard", "0"], ["reshard", "no-such", "2"], ["split", "no-such", "0"],
         ["merge", "no-such", "0", "1"], ["set", "no-such", "--retention", "3600"], ["tag", "no-such", "a=b"],
-        ["untag", "no-such", "a"], ["delete", "no-such", "--yes"],
+        ["untag", "no-such", "a"], ["delete", "no-such", "--yes"], ["groups", "no-such"], ["group", "no-such", "g"],
+        ["reset", "no-such", "g", "--to", "latest"], ["forget", "no-such", "g", "--yes"], ["read", "no-such", "--group", "g"],
     ],
 )  # fmt: skip
 def test_without_such_a_stream_it_says_so(penstock: Penstock, command: list[str]) -> None:
@@ -433,6 +506,11 @@ def test_without_such_a_stream_it_says_so(penstock: Penstock, command: list[str]
         (["split", "s", "x"], "'x' is not a valid integer"),
         (["reshard", "s", "0"], "x>=1"),
         (["merge", "s", "1"], "Missing argument"),
+        (["read", "s", "--group", "g", "--shard", "0"], "has its own places"),
+        (["read", "s", "--group", "g", "--from", "2020-01-01"], "has its own places"),
+        (["reset", "s", "g"], "Missing option"),
+        (["reset", "s", "g", "--to", "at:1"], "is a place in one shard"),
+        (["reset", "s", "g", "--to", "soon"], "'soon' is not trim_horizon"),
     ],
 )
 def test_wrong_arguments_are_named(penstock: Penstock, command: list[str], text: str) -> None:

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import click
-from penstock import PutFailed, Reader, Record, ShardInfo, Stream, StreamInfo
+from penstock import GroupDescription, PutFailed, Reader, Record, ShardInfo, Stream, StreamInfo
 from penstock.errors import (
+    GroupDoesNotExist,
     InvalidRequest,
     PenstockError,
     RecordsUnreadable,
@@ -43,6 +44,10 @@ from penstock_broker.cli.output import (
 COUNT = click.IntRange(min=1)
 SHARD = click.IntRange(min=0)
 HASH_BITS = 128
+MEMBER_DIGITS = 8
+"""Of a member's name in a table; --json has all of them."""
+IDLE_SECONDS = 2.0
+"""So long without a record, and a group is read: its members need a heartbeat or two to hand shards over."""
 
 Start: TypeAlias = Literal["trim_horizon", "latest"] | tuple[Literal["at", "after"], int] | datetime
 
@@ -408,12 +413,23 @@ def tail(name: str, begin: Start, limit: int | None, url: str | None, as_json: b
     show_default=True,
     help=f"Begin there: {START_HELP}; with --shard also at:NUMBER or after:NUMBER, a sequence number.",
 )
+@click.option("--group", type=text, help="As a member of this consumer group: what it has not processed; --from if it is new.")
 @click.option("--max", "limit", type=COUNT, help="At most so many records.")
 @client_options
-def read(name: str, shard: int | None, begin: Start, limit: int | None, url: str | None, as_json: bool) -> None:
-    """Print the records that are there, shard by shard in their order. Exit code 4: there was none."""
+def read(
+    name: str, shard: int | None, begin: Start, group: str | None, limit: int | None, url: str | None, as_json: bool
+) -> None:
+    """Print the records that are there, shard by shard in their order. Exit code 4: there was none.
+
+    With --group what is printed counts as processed. Members that are there share the shards, so this may print a part."""
+    if group is not None and (shard is not None or begin not in ("trim_horizon", "latest")):
+        fail("a consumer group has its own places: --group goes with --from trim_horizon or latest alone", Exit.USAGE)
     with connected(url) as client:
         source = client.stream(name)
+        if group is not None:
+            found = _print_group(source, group, "latest" if begin == "latest" else "trim_horizon", limit, as_json)
+            _end_read(found, as_json)
+            return
         if shard is not None:
             batches = source.read(shard, begin, idle_seconds=0)
         elif isinstance(begin, tuple):
@@ -421,6 +437,10 @@ def read(name: str, shard: int | None, begin: Start, limit: int | None, url: str
         else:
             batches = source.tail(begin, idle_seconds=0)
         found = _print_all(batches, limit, as_json)
+    _end_read(found, as_json)
+
+
+def _end_read(found: int, as_json: bool) -> None:
     if not found:
         if not as_json:
             console.print("no record", style="dim")
@@ -447,6 +467,30 @@ def _print_all(reader: Reader, limit: int | None, as_json: bool) -> int:
                 count += 1
             if count == limit:
                 break
+    if unreadable:
+        sys.exit(Exit.FAILED)
+    return count
+
+
+def _print_group(source: Stream, group: str, begin: Literal["trim_horizon", "latest"], limit: int | None, as_json: bool) -> int:
+    """Prints what a member of the group gets, as `_print_all` does."""
+    count = unreadable = 0
+    with source.consume(group, start=begin) as consumer:
+        while True:
+            try:
+                record = consumer.next(IDLE_SECONDS)
+            except RecordsUnreadable as error:
+                unreadable += 1
+                problems.print(f"[bold red]error:[/] {escape(f'{error.name}: {error}')}")
+                continue
+            except ImportError as error:
+                fail(str(error), Exit.FAILED)
+            if record is None:
+                break
+            _print_record(record, as_json)
+            count += 1
+            if count == limit:
+                consumer.stop()  # (The next round counts the last one as processed.)
     if unreadable:
         sys.exit(Exit.FAILED)
     return count
@@ -529,3 +573,124 @@ def delete(name: str, yes: bool, url: str | None, as_json: bool) -> None:
         print_json({"deleted": name})
     else:
         console.print(f"stream {escape(name)} deleted")
+
+
+# Consumer groups
+
+
+def group_start(value: Any) -> Literal["trim_horizon", "latest"] | datetime:
+    """Where a group goes on: a sequence number would be a place in one shard only."""
+    found = start(value)
+    if isinstance(found, tuple):
+        raise click.BadParameter(f"{value!r} is a place in one shard: it must be trim_horizon, latest or a time (ISO 8601)")
+    return found
+
+
+@stream.command("groups")
+@click.argument("name", type=text)
+@client_options
+def list_groups(name: str, url: str | None, as_json: bool) -> None:
+    """List the consumer groups of a stream, with how many members each has and how many records it is behind."""
+    with connected(url) as client:
+        source = client.stream(name)
+        found = list(_described_groups(source, source.groups()))
+    if as_json:
+        for one in found:
+            print_json(_group(one))
+        return
+    if not found:
+        console.print("no consumer groups: the first member makes one", style="dim")
+        return
+    print_table("", ["group", "members", "lag"], [[one.name, f"{len(one.members):,}", f"{one.lag:,}"] for one in found])
+
+
+def _described_groups(source: Stream, names: Iterable[str]) -> Iterator[GroupDescription]:
+    for name in names:
+        try:
+            yield source.describe_group(name)
+        except GroupDoesNotExist:  # deleted since it was listed
+            continue
+
+
+def _group(one: GroupDescription) -> dict[str, Any]:
+    return {"stream": one.stream, "group": one.name, "created_at": one.created_at, "members": one.members, "lag": one.lag}
+
+
+def _say_group(one: GroupDescription, as_json: bool) -> None:
+    shards = [
+        {
+            "shard": shard.shard,
+            "member": shard.member,
+            "position": shard.position,
+            "end": shard.end,
+            "lag": shard.lag,
+            "finished": shard.finished,
+        }
+        for shard in one.shards
+    ]
+    if as_json:
+        print_json({**_group(one), "shards": shards})
+        return
+    rows = [["members", f"{len(one.members):,}"], ["lag", f"{one.lag:,}"], ["created", f"{one.created_at:%Y-%m-%d %H:%M:%S}Z"]]
+    print_table(one.name, ["", ""], rows)
+    table = [
+        [
+            shard.shard,
+            "finished" if shard.finished else (shard.member or "-")[:MEMBER_DIGITS],
+            shard.position,
+            shard.end,
+            f"{shard.lag:,}",
+        ]
+        for shard in one.shards
+    ]
+    print_table("", ["shard", "member", "position", "end", "lag"], table)
+
+
+@stream.command()
+@click.argument("name", type=text)
+@click.argument("group", type=text)
+@client_options
+def group(name: str, group: str, url: str | None, as_json: bool) -> None:
+    """Show a consumer group: who has which shard, how far it has come, and how many records it is behind."""
+    with connected(url) as client:
+        found = client.stream(name).describe_group(group)
+    _say_group(found, as_json)
+
+
+@stream.command()
+@click.argument("name", type=text)
+@click.argument("group", type=text)
+@click.option(
+    "--to",
+    "place",
+    type=group_start,
+    required=True,
+    metavar="PLACE",
+    help="trim_horizon (the oldest records), latest, or a time.",
+)
+@client_options
+def reset(name: str, group: str, place: Literal["trim_horizon", "latest"] | datetime, url: str | None, as_json: bool) -> None:
+    """Have a consumer group go on from another place: what comes after it is processed, again if need be."""
+    with connected(url) as client:
+        found = client.stream(name).reset_group(group, place)
+    if as_json:
+        _say_group(found, as_json)
+    else:
+        console.print(f"group [bold]{escape(group)}[/] is {found.lag:,} records behind now")
+
+
+@stream.command()
+@click.argument("name", type=text)
+@click.argument("group", type=text)
+@click.option("--yes", is_flag=True, help="Do not ask (nor does --json).")
+@client_options
+def forget(name: str, group: str, yes: bool, url: str | None, as_json: bool) -> None:
+    """Delete a consumer group: how far it has come is forgotten, the records stay."""
+    if not yes and not as_json:
+        confirm(f"Forget how far the group {group} has come in the stream {name}?")
+    with connected(url) as client:
+        client.stream(name).delete_group(group)
+    if as_json:
+        print_json({"deleted": group, "stream": name})
+    else:
+        console.print(f"group {escape(group)} forgotten")
