@@ -228,9 +228,9 @@ class Lane:
                 raise self._fenced
             if self._distrusted:
                 self._distrusted = False
+                self._discard_all(StoreFailed())
                 for callback in batch.callbacks:
                     callback(StoreFailed())
-                self._discard_all(StoreFailed())
             elif self.incarnation is None:
                 self._refuse(batch)
             else:
@@ -345,12 +345,13 @@ class Lane:
                 await trio.sleep(RETRY_SECONDS[min(attempt, len(RETRY_SECONDS) - 1)])
                 attempt += 1
             batch, self._batch = self._batch, _Batch()
-            self._refuse(batch)
+            self._room.set()
             if put_in_force is not None:
                 # A commit of unknown outcome may have landed after a queue was loaded anew: only now it certainly has, or
-                # never will.
+                # never will. All memory goes before anybody is told, for who is told may ask for more at once.
                 self._discard_all(StoreFailed())
                 put_in_force()
+            self._refuse(batch)
 
     def _refuse(self, batch: _Batch) -> None:
         """What waits was decided while nothing could be committed: nothing of it happened."""

@@ -324,6 +324,7 @@ class Session:
             self._outbox_bytes += len(data) - sent
             self._to_write.set()
         self._counters.bytes_out += sent
+        self._written.set()
         return True
 
     def _cut_off(self) -> None:

@@ -410,7 +410,8 @@ class StreamService:
         position = max(position, shard.trimmed)
         end = shard.end
         max_bytes = self._max_bytes(request)
-        session.promise(max_bytes)
+        promised = max(max_bytes, limits.MAX_BATCH_BYTES)
+        session.promise(promised)
         try:
             rows = await self._ports.in_thread(self._store.load_stream, shard.log_id, position, READ_SEGMENTS, max_bytes)
             self._counters.loads += 1
@@ -421,7 +422,7 @@ class StreamService:
             log.error("records not loaded", log=shard.log_id, error=str(error))
             call.fail(StoreFailed())
         finally:
-            session.promise(-max_bytes)
+            session.promise(-promised)
 
     def _reply(self, call: Call, runtime: ShardRuntime, start: int, runs: list[RecordRun], position: int) -> None:
         shard = runtime.shard

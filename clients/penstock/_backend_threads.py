@@ -107,7 +107,7 @@ class TLSStream(Stream):
                 return
 
     def _flush(self) -> None:
-        """Writes what OpenSSL has encrypted. The lock keeps records in their order."""
+        """Writes what OpenSSL has encrypted, within the handshake."""
         data = self._outgoing.read()
         if data:
             self._socket.sendall(data)
@@ -122,7 +122,9 @@ class TLSStream(Stream):
         """Sends all of it. One caller at a time."""
         with self._lock:
             self._tls.write(data)
-            self._flush()
+            encrypted = self._outgoing.read()
+        # Not under the lock: a broker that waits for this side to read would wait for a reader that waits for the lock.
+        self._socket.sendall(encrypted)
 
     def send_now(self, data: bytes) -> int:
         """Nothing: writing in TLS may have to wait."""

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from penstock import Backoff, Client, Message, Queue, SentMessage, Worker
-from penstock._sync import link as link_module
+from penstock import _backend_threads as threads
 from penstock.errors import ClientClosed, NotConnected, QueueDoesNotExist, RequestTimeout
 
 from tests.clients.certificates import Authority
@@ -220,7 +220,7 @@ def test_a_client_that_is_closed_while_its_timer_wakes_ends_at_once(broker: Fake
     client.ping()
     link = client.link
     woken, closed = threading.Event(), threading.Event()
-    real = link_module.backend.monotonic
+    real = threads.monotonic
 
     def monotonic() -> float:
         # Between a look of the timer and its taking of the mutex, somebody closes the client.
@@ -231,7 +231,7 @@ def test_a_client_that_is_closed_while_its_timer_wakes_ends_at_once(broker: Fake
             closed.set()
         return real()
 
-    monkeypatch.setattr(link_module.backend, "monotonic", monotonic)
+    monkeypatch.setattr(threads, "monotonic", monotonic)
     woken.set()
     with link.mutex:
         link._look.set()

@@ -246,20 +246,21 @@ class AsyncSender:
         if self._sending:
             return
         self._sending = True
-        while self._on_the_way < self.concurrent:
-            if self._full:
-                batch = self._full.popleft()
-            elif self._open.bodies:
-                batch = self._open
-                self._open = SendBatch()
-            else:
-                break
-            if batch.deadline <= backend.monotonic():
-                batch.answer(None, RequestTimeout() if self._link.is_connected else NotConnected())
-                continue
-            self._on_the_way += 1
-            self._submit(batch)
-        self._sending = False
+        try:  # (A Ctrl-C may come anywhere: those who send later must not wait for ever.)
+            while self._on_the_way < self.concurrent:
+                if self._full:
+                    batch = self._full.popleft()
+                elif self._open.bodies:
+                    batch = self._open
+                    self._open = SendBatch()
+                else:
+                    break
+                if batch.deadline <= backend.monotonic():
+                    batch.answer(None, RequestTimeout() if self._link.is_connected else NotConnected())
+                    continue
+                self._submit(batch)
+        finally:
+            self._sending = False
 
     def _submit(self, batch: SendBatch) -> None:
         number, acknowledged = self._sequences.take()
@@ -272,7 +273,9 @@ class AsyncSender:
             batch.answer(reply, error)
 
         message = batch.to_wire(self._queue, number, acknowledged)
-        self._link.submit(Request(self._operation, message, on_done, batch.deadline, resend=True))
+        request = Request(self._operation, message, on_done, batch.deadline, resend=True)
+        self._on_the_way += 1
+        self._link.submit(request)
 
 
 class ReceiptBatch:
@@ -375,20 +378,21 @@ class AsyncSettler:
         if self._sending:
             return
         self._sending = True
-        while self._on_the_way < CONCURRENT_BATCHES:
-            if self._full:
-                batch = self._full.popleft()
-            elif len(self._open):
-                batch = self._open
-                self._open = ReceiptBatch()
-            else:
-                break
-            if batch.deadline <= backend.monotonic():
-                batch.answer(None, RequestTimeout() if self._link.is_connected else NotConnected(), 0)
-                continue
-            self._on_the_way += 1
-            self._submit(batch)
-        self._sending = False
+        try:
+            while self._on_the_way < CONCURRENT_BATCHES:
+                if self._full:
+                    batch = self._full.popleft()
+                elif len(self._open):
+                    batch = self._open
+                    self._open = ReceiptBatch()
+                else:
+                    break
+                if batch.deadline <= backend.monotonic():
+                    batch.answer(None, RequestTimeout() if self._link.is_connected else NotConnected(), 0)
+                    continue
+                self._submit(batch)
+        finally:
+            self._sending = False
 
     def _submit(self, batch: ReceiptBatch) -> None:
         def on_done(reply: codec.Message | None, error: PenstockError | None) -> None:
@@ -399,4 +403,5 @@ class AsyncSettler:
 
         message = self._make(*batch.to_wire())
         request = Request(operation_of(message), message, on_done, batch.deadline, resend=True)
+        self._on_the_way += 1
         self._link.submit(request)

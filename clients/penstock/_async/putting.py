@@ -231,9 +231,9 @@ class AsyncLanes:
         """A batch's outcome: who waits is woken, and with the last part of a batch who waits for all of it."""
         batch.first = first
         batch.error = error
-        batch.done.set()
         if batch.on_done is not None:
             batch.on_done(batch)
+        batch.done.set()
         whole = batch.whole
         while whole is not None:
             with self._link.mutex:
@@ -275,20 +275,21 @@ class AsyncLanes:
         if lane.sending or lane.held:
             return
         lane.sending = True
-        while not lane.held:
-            if lane.full and lane.on_the_way < self._concurrent_full:
-                batch = lane.full.popleft()
-            elif not lane.full and len(lane.open) and lane.open.ripe and lane.on_the_way < self._concurrent:
-                batch = lane.open
-                lane.open = PutBatch()
-            else:
-                break
-            if batch.deadline <= backend.monotonic():
-                self.answer(batch, -1, RequestTimeout() if self._link.is_connected else NotConnected())
-                continue
-            lane.on_the_way += 1
-            self._submit(lane, batch)
-        lane.sending = False
+        try:  # (A Ctrl-C may come anywhere: those who put later must not wait for ever.)
+            while not lane.held:
+                if lane.full and lane.on_the_way < self._concurrent_full:
+                    batch = lane.full.popleft()
+                elif not lane.full and len(lane.open) and lane.open.ripe and lane.on_the_way < self._concurrent:
+                    batch = lane.open
+                    lane.open = PutBatch()
+                else:
+                    break
+                if batch.deadline <= backend.monotonic():
+                    self.answer(batch, -1, RequestTimeout() if self._link.is_connected else NotConnected())
+                    continue
+                self._submit(lane, batch)
+        finally:
+            lane.sending = False
 
     def _submit(self, lane: Lane, batch: PutBatch) -> None:
         number, acknowledged = self._sequences.take()
@@ -319,7 +320,9 @@ class AsyncLanes:
             number,
             acknowledged,
         )
-        self._link.submit(Request(self._operation, message, on_done, batch.deadline, resend=True))
+        request = Request(self._operation, message, on_done, batch.deadline, resend=True)
+        lane.on_the_way += 1
+        self._link.submit(request)
 
     # Shards that are closed
 

@@ -199,7 +199,8 @@ class Consumer:
             message = wire.Consume(self._queue.name, room, self._visibility_ms, self._release)
             request = Request(operation_of(message), message, self._ended, deadline, False, self._pushed)
             self._request = request
-        self._link.submit(request)
+            # (Whoever closes the consumer now finds the request where it can be taken back.)
+            self._link.submit(request)
 
     def _pushed(self, message: codec.Message) -> None:
         assert isinstance(message, wire.ReceiveReply)
