@@ -143,7 +143,7 @@ class RecordsUnreadable(PenstockError):
 
 class LeaseLost(PenstockError):
     """A checkpoint of a shard that is not this member's any more, or was lost and came again since the record was given out:
-    nothing was noted. The shard goes on from the last checkpoint, here or at another member."""
+    it was not noted, or was and the answer got lost. The shard goes on from its last checkpoint, here or at another member."""
 
     code = 907
     fault = Fault.CALLER

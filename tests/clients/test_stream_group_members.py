@@ -25,6 +25,7 @@ from penstock_protocol.errors import PenstockError
 
 from tests.clients.fake_broker import AFTER, BEFORE, HOLD, Link
 from tests.clients.fake_streams import StreamBroker
+from tests.clients.test_forks import run
 
 pytestmark = pytest.mark.anyio
 
@@ -490,3 +491,34 @@ def test_the_blocking_member_does_the_same(broker: GroupBroker) -> None:
             records.checkpoint(record)
             assert broker.noted == {0: record.sequence + 1}
         assert not broker.members
+
+
+def test_a_member_belongs_to_the_process_that_made_it(broker: GroupBroker) -> None:
+    script = """
+        import os, sys
+        from penstock import Client, ClientClosed
+
+        with Client(sys.argv[1]) as client, client.stream("two").consume("g") as records:
+            assert records.next().sequence == 0
+            pid = os.fork()
+            if not pid:
+                try:
+                    records.next()
+                except ClientClosed:
+                    records.__exit__(None, None, None)
+                    os._exit(7)
+                os._exit(1)
+            assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 7
+            assert records.next().sequence == 1
+    """
+    run(script, broker.url)
+    assert broker.noted == {0: 1} and not broker.members
+    assert [one.leaving for one in broker.beats].count(True) == 1
+
+
+async def test_a_client_that_is_closed_ends_its_members_at_once(broker: GroupBroker) -> None:
+    client = AsyncClient(broker.url)
+    async with client, client.stream("two").consume("g", session_seconds=60) as records:
+        await take(records, 100)
+        await client.aclose()
+        assert await records.next(20) is None

@@ -457,7 +457,8 @@ class AsyncGroupConsumer(Generic[Item]):
     def _refused(self, error: PenstockError) -> bool:
         """A heartbeat has failed; whether to go on."""
         if isinstance(error, MemberExpired):
-            log.warning("a member of group %s was silent for longer than its session: it joins again", self._group)
+            if not self._leaving:
+                log.warning("a member of group %s was silent for longer than its session: it joins again", self._group)
             self._apply(self._membership.expired())
             self._hasten()
         elif isinstance(error, CheckpointInvalid):
