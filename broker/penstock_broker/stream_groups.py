@@ -286,7 +286,8 @@ class StreamGroups:
 
     def _save(self, call: Call, record: GroupRecord, answer: Callable[[], None]) -> None:
         record.unsaved += 1
-        values = record.group.to_stored()
+        group = record.group
+        values = group.to_stored()
         record.version += 1
         row = record.to_row(values, self._ports.now_ms())
         self._service.lane.write(lambda commit: commit.upsert_resources.append(row))
@@ -297,8 +298,8 @@ class StreamGroups:
                 record.stored, record.is_stored = values, True
                 answer()
                 return
-            key = record.stream_id, record.group.name
-            if self._groups.get(key) is record:
+            # (Of several that fail together the first restores it: what was decided since then stays.)
+            if self._groups.get((record.stream_id, group.name)) is record and record.group is group:
                 self._restore(record)
             call.fail(error)
 

@@ -24,6 +24,7 @@ EXPECTED = [
     "processed better\n",
     "2 processed, 1 in the dead-letter queue\n",
     "['signed up', 'logged in']\n",
+    "1000 processed\n",
     "moved 1 messages\n",
     "deleted 0 messages\n",
     "alive, ",
