@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -27,7 +29,7 @@ from penstock_protocol.errors import (
 from penstock_protocol.session_messages import Empty
 from penstock_storage.memory import Fault, MemoryDisk
 
-from tests.broker.inside import EPOCH_MS, Peer, house, make_key, on_jumping_clock
+from tests.broker.inside import EPOCH_MS, House, Peer, house, make_key, on_jumping_clock
 from tests.broker.test_streams import a_stream, put
 
 A, B, C = (bytes([number]) * 16 for number in (1, 2, 3))
@@ -71,6 +73,16 @@ def kept(disk: MemoryDisk) -> list[str]:
     return [row.name.partition("/")[2] for row in disk.resources.values() if row.kind == "group"]
 
 
+@contextlib.contextmanager
+def held(one: House, call: str) -> Iterator[None]:
+    """Calls of the store wait for the end of the block, also when a test fails in it."""
+    one.threads.hold(call)
+    try:
+        yield
+    finally:
+        one.threads.release(call)
+
+
 # What is said is durable
 
 
@@ -79,14 +91,13 @@ async def test_a_member_hears_of_its_leases_when_they_are_durable() -> None:
     async with house() as one:
         peer, other = await a_stream(one, 2), await one.client()
         await join(peer, A)
-        one.threads.hold("commit")
-        joining = await peer.say(st.GroupHeartbeat("s", "g", B, joining=True))
-        assert not await peer.has_answer(joining)
-        silent = await other.say(st.GroupHeartbeat("s", "g", A))
-        assert not await other.has_answer(silent), "it says what a commit that runs is to make durable"
-        looking = await other.say(st.GroupName("s", "g"), "DescribeGroup")
-        assert not await other.has_answer(looking)
-        one.threads.release("commit")
+        with held(one, "commit"):
+            joining = await peer.say(st.GroupHeartbeat("s", "g", B, joining=True))
+            assert not await peer.has_answer(joining)
+            silent = await other.say(st.GroupHeartbeat("s", "g", A))
+            assert not await other.has_answer(silent), "it says what a commit that runs is to make durable"
+            looking = await other.say(st.GroupName("s", "g"), "DescribeGroup")
+            assert not await other.has_answer(looking)
         assert shards_in(await peer.wait(joining)) == []
         assert shards_in(await other.wait(silent)) == [0, 1]
         assert (await other.wait(looking)).members == [A, B]
@@ -311,15 +322,16 @@ async def test_what_a_group_does_while_it_is_deleted_brings_it_not_back() -> Non
         peer, other = await a_stream(one), await one.client()
         await join(peer, A)
         for message, name in ((st.GroupName("s", "g"), "DeleteGroup"), (st.StreamName("s"), "DeleteStream")):
-            one.threads.hold("commit")
-            deleting = await peer.say(message, name)
-            await trio.testing.wait_all_tasks_blocked()
-            for again in (st.GroupHeartbeat("s", "g", B, joining=True), st.ResetGroup("s", "g", "latest")):
-                with pytest.raises(ResourceBusy):
-                    await other.call(again)
-            with pytest.raises(ResourceBusy):
-                await other.call(st.GroupName("s", "g"), "DeleteGroup")
-            one.threads.release("commit")
+            with held(one, "commit"):
+                deleting = await peer.say(message, name)
+                await trio.testing.wait_all_tasks_blocked()
+                for again, operation in (
+                    (st.GroupHeartbeat("s", "g", B, joining=True), "GroupHeartbeat"),
+                    (st.ResetGroup("s", "g", "latest"), "ResetGroup"),
+                    (st.GroupName("s", "g"), "DeleteGroup"),
+                ):
+                    with pytest.raises(ResourceBusy), trio.fail_after(1):
+                        await other.call(again, operation)
             await peer.wait(deleting)
             assert kept(disk) == []
             if name == "DeleteGroup":
@@ -351,14 +363,29 @@ async def test_a_reset_to_a_time_that_is_overtaken_by_a_deletion_brings_nothing_
         peer, other = await a_stream(one), await one.client()
         await put(peer, 0, b"a")
         await join(peer, A)
-        one.threads.hold("_position_at")
-        resetting = await other.say(st.ResetGroup("s", "g", "time", EPOCH_MS))
-        await trio.testing.wait_all_tasks_blocked()
-        await peer.call(st.GroupName("s", "g"), "DeleteGroup")
-        one.threads.release("_position_at")
+        with held(one, "_position_at"):
+            resetting = await other.say(st.ResetGroup("s", "g", "time", EPOCH_MS))
+            await trio.testing.wait_all_tasks_blocked()
+            await peer.call(st.GroupName("s", "g"), "DeleteGroup")
         with pytest.raises(GroupDoesNotExist):
             await other.wait(resetting)
         assert kept(disk) == []
+
+
+@on_jumping_clock
+async def test_a_reset_to_a_time_while_a_shard_is_split_lets_children_wait_for_it() -> None:
+    async with house() as one:
+        peer, other = await a_stream(one), await one.client()
+        await put(peer, 0, b"a")
+        number = lease_of(await join(peer, A), 0)
+        await beat(peer, A, checkpoints=[st.Checkpoint(0, number, 1)])
+        with held(one, "_position_at"):
+            resetting = await other.say(st.ResetGroup("s", "g", "time", EPOCH_MS))
+            await trio.testing.wait_all_tasks_blocked()
+            await peer.call(st.SplitShard("s", 0))
+            assert shards_in(await beat(peer, A)) == [1, 2]
+        assert positions_in(await other.wait(resetting)) == {0: 0, 1: 0, 2: 0}
+        assert shards_in(await beat(peer, A)) == [0]
 
 
 @on_jumping_clock
