@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import random
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -28,9 +29,10 @@ from penstock_protocol.errors import (
 )
 from penstock_protocol.session_messages import Empty
 from penstock_storage.memory import Fault, MemoryDisk
+from penstock_storage.sql import SqlStore
 
 from tests.broker.inside import EPOCH_MS, House, Peer, house, make_key, on_jumping_clock
-from tests.broker.test_streams import a_stream, put
+from tests.broker.test_streams import a_stream, house_on, put
 
 A, B, C = (bytes([number]) * 16 for number in (1, 2, 3))
 SESSION = 10.0
@@ -634,3 +636,43 @@ async def test_a_stream_has_only_so_many_groups_and_a_group_so_many_members(monk
         await beat(peer, B, leaving=True)
         await join(peer, C)
         assert (await described(peer)).members == [A, C]
+
+
+# Real stores
+
+
+@pytest.mark.parametrize("kind", ["sqlite", pytest.param("postgresql", marks=pytest.mark.postgresql)])
+def test_on_a_real_store_groups_survive_restarts_and_go_with_their_stream(
+    kind: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    url = f"sqlite:///{tmp_path}/store.db" if kind == "sqlite" else request.getfixturevalue("postgresql_url")
+    _through_a_restart(url)
+
+
+@on_jumping_clock
+async def _through_a_restart(url: str) -> None:
+    longest = "g" * limits.MAX_NAME_LENGTH
+    store = SqlStore.open(url)
+    async with house_on(store) as one:
+        peer = await a_stream(one, 2)
+        await put(peer, 0, b"a", b"b", b"c")
+        for group in (longest, "g"):
+            number = lease_of(await join(peer, A, group=group), 0)
+            told = await beat(peer, A, group=group, checkpoints=[st.Checkpoint(0, number, 2)])
+        await peer.call(st.GroupName("s", "g"), "DeleteGroup")
+        await join(peer, A, group="g")
+        before = await described(peer, longest)
+    store.close()
+    store = SqlStore.open(url)
+    async with house_on(store) as one:
+        peer = await one.client()
+        assert await groups_of(peer) == ["g", longest]
+        assert await described(peer, longest) == before
+        assert positions_in(before) == {0: 2, 1: 0}
+        assert positions_in(await described(peer, "g")) == {0: 0, 1: 0}
+        assert await beat(peer, A, group=longest) == told
+        reset = await peer.call(st.ResetGroup("s", longest, "time", EPOCH_MS + 1))
+        assert positions_in(reset) == {0: 3, 1: 0}
+        await peer.call(st.StreamName("s"), "DeleteStream")
+        assert [row.kind for row in store.load_resources()] == []
+    store.close()
