@@ -311,7 +311,7 @@ async def _is_refused(one: House, operation: Operation, values: list[Any], names
         error = caught.value
         await peer.close()
     assert isinstance(error, InvalidRequest)
-    assert names in str(error) or any(f"{nested}." in str(error) for nested in ("Setting", "Tag", "Receipt", "Attribute"))
+    assert names in str(error) or any(f"{nested}." in str(error) for nested in ("Setting", "Tag", "Receipt", "Attribute", "Checkpoint"))
 
 
 @on_jumping_clock
