@@ -311,7 +311,8 @@ async def _is_refused(one: House, operation: Operation, values: list[Any], names
         error = caught.value
         await peer.close()
     assert isinstance(error, InvalidRequest)
-    assert names in str(error) or any(f"{nested}." in str(error) for nested in ("Setting", "Tag", "Receipt", "Attribute", "Checkpoint"))
+    nested = ("Setting", "Tag", "Receipt", "Attribute", "Checkpoint")
+    assert names in str(error) or any(f"{one}." in str(error) for one in nested)
 
 
 @on_jumping_clock
