@@ -40,6 +40,8 @@ log = logging.getLogger("penstock")
 
 Item = TypeVar("Item", bound=Record | RecordBatch)
 
+HEARTBEAT: Final = "GroupHeartbeat"
+
 LOOK_SECONDS: Final = 5.0
 """How often somebody who waits looks whether the client is still there."""
 
@@ -266,7 +268,7 @@ class AsyncGroupConsumer(Generic[Item]):
         until = math.inf if seconds is None else backend.monotonic() + seconds
         with self._link.mutex:
             if self._taking or not self._is_open:
-                raise RuntimeError("one task takes out of a consumer, within its block (`async with`)")
+                raise RuntimeError("one task takes out of a consumer, within its block")
             self._taking = True
         try:
             if self._turn >= RECORDS_PER_TURN:
@@ -426,7 +428,7 @@ class AsyncGroupConsumer(Generic[Item]):
         """The first heartbeat: whatever is wrong is the caller's to know."""
         with self._link.mutex:
             message = self._membership.heartbeat(backend.monotonic())
-        reply = await self._link.call(message)
+        reply = await self._link.call(message, HEARTBEAT)
         with self._link.mutex:
             self._heard(cast(wire.GroupLeases, reply))
 
@@ -438,7 +440,7 @@ class AsyncGroupConsumer(Generic[Item]):
             leaving = self._leaving
             message = self._membership.heartbeat(backend.monotonic(), leaving=leaving)
         try:
-            reply = await self._link.call(message, timeout=math.inf)
+            reply = await self._link.call(message, HEARTBEAT, timeout=math.inf)
         except PenstockError as error:
             with self._link.mutex:
                 return self._refused(error) and not leaving
@@ -509,7 +511,7 @@ class AsyncGroupConsumer(Generic[Item]):
         with self._link.mutex:
             message = self._membership.heartbeat(backend.monotonic(), leaving=True)
         deadline = backend.monotonic() + self._link.options.request_timeout
-        self._link.submit(Request(operation_of(message), message, _ignore, deadline, resend=True))
+        self._link.submit(Request(operation_of(message, HEARTBEAT), message, _ignore, deadline, resend=True))
 
 
 def _ignore(reply: codec.Message | None, error: PenstockError | None) -> None:
