@@ -11,6 +11,7 @@ import pytest
 import trio
 import trio.testing
 from penstock_broker import lane as lane_module
+from penstock_broker import session as session_module
 from penstock_broker.counters import Counters
 from penstock_broker.lane import FULL_PAUSE_MS, Lane, Participant
 from penstock_broker.ports import Ports
@@ -23,6 +24,8 @@ from penstock_storage.interface import Commit, CommitFailed, CredentialRow, Fenc
 from penstock_storage.memory import Fault, MemoryDisk, MemoryStore
 
 from tests.broker.inside import EPOCH_MS, House, Peer, Threads, bodies_of, house, on_jumping_clock, receipts_of
+
+HOUR_MS = 3_600_000
 
 
 class Ledger:
@@ -349,6 +352,48 @@ async def test_there_is_no_room_while_too_many_bytes_wait_or_are_being_committed
         assert one.lane.has_room
 
 
+@pytest.mark.parametrize("why", ["a defect", "a commit of unknown outcome"])
+@on_jumping_clock
+async def test_all_memory_is_gone_before_anybody_is_told_for_who_is_told_may_ask_again_at_once(why: str) -> None:
+    async with bench() as one:
+        gone_when_told: list[list[str]] = []
+
+        def told(error: PenstockError | None) -> None:
+            assert isinstance(error, StoreFailed)
+            gone_when_told.append(list(one.discarded_all))
+
+        if why == "a defect":
+            one.lane.submit(told, 100)
+            one.lane.distrust()
+        else:
+            one.threads.hold("acquire")
+            one.faults["commit"] = Fault.UNKNOWN_LOST
+            Ledger(one, "a").put("1")
+            await _settled()
+            del one.faults["commit"]
+            one.lane.submit(told, 100)
+            one.threads.release("acquire")
+        await _settled()
+        assert gone_when_told == [["StoreFailed"]]
+
+
+@on_jumping_clock
+async def test_who_waits_for_room_goes_on_once_all_was_refused_also_while_the_store_cannot_be_reached(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(lane_module, "MAX_PENDING_BYTES", 250)
+    async with bench() as one:
+        one.faults.update(commit=Fault.UNKNOWN_LOST, acquire=Fault.FAIL)
+        Ledger(one, "a").put("1")
+        await _settled()
+        refused = [Ledger(one, f"while {number}").put(f"w{number}") for number in range(3)]
+        assert not one.lane.has_room
+        with trio.fail_after(60):
+            await one.lane.wait_room()
+        assert not one.lane.is_healthy
+        assert [type(error) for answer in refused for error in answer] == [StoreFailed] * 3
+
+
 # The same, seen by clients
 
 
@@ -572,3 +617,38 @@ async def test_a_fenced_broker_ends_with_that_error() -> None:
                 await client.send("jobs", b"x")
             await trio.sleep_forever()
     assert caught.group_contains(Fenced, depth=None)
+
+
+@on_jumping_clock
+async def test_a_receive_that_waited_for_its_connection_is_not_served_from_memory_that_an_unknown_outcome_has_spoilt(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(session_module, "OUTBOX_PAUSE_BYTES", 1_000)
+    async with house() as one:
+        first, second = await one.client(), await one.client()
+        names = ["a", "b", "c.fifo"]
+        for name in names:
+            await first.create(name)
+            ordered: dict[str, Any] = {"groups": ["g"] * 3, "deduplication_ids": ["0", "1", "2"]} if name == "c.fifo" else {}
+            await first.send(name, *[bytes(1_000)] * 3, **ordered)
+        one.threads.hold("commit")
+        # The first is served, the others wait for room in the connection; each has it for a moment when the one before it failed.
+        asked = [await first.say(q.ReceiveMessages(name, 10, HOUR_MS, wait_ms=20_000)) for name in names]
+        await _settled()
+        assert sum(len(runtime.parked) for runtime in one.broker.queues.runtimes.values()) == 2
+        one.threads.hold("acquire")
+        one.faults["commit"] = Fault.UNKNOWN_LOST
+        one.threads.release("commit")
+        await _settled()
+        del one.faults["commit"]
+        one.threads.hold("commit")
+        one.threads.release("acquire")
+        await _settled()
+        also = await second.say(q.ReceiveMessages("c.fifo", 10, HOUR_MS))
+        await _settled()
+        one.threads.release("commit")
+        holders = 0
+        for client, correlation in ((first, asked[2]), (second, also)):
+            with contextlib.suppress(StoreFailed):
+                holders += bool((await client.wait(correlation)).deliveries)
+        assert holders == 1, "a group's messages are with one client at a time"

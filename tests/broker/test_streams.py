@@ -12,7 +12,7 @@ import msgpack
 import pytest
 import trio
 import trio.testing
-from penstock_broker import stream_service
+from penstock_broker import session, stream_service
 from penstock_broker.broker import BrokerOptions, running
 from penstock_broker.ports import Ports
 from penstock_broker.stream_catalog import StreamRecord
@@ -474,6 +474,29 @@ async def test_a_waiting_read_is_forgotten_with_its_client_and_when_it_is_cancel
             await peer.wait(cancelled)
         assert waiting(one) == 0
         await put(peer, 0, b"a")
+
+
+@on_jumping_clock
+async def test_many_reads_of_little_of_a_slow_client_bring_no_more_than_it_has_room_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session, "OUTBOX_PAUSE_BYTES", 100_000)
+    monkeypatch.setattr(session, "OUTBOX_BYTES", 400_000)
+    async with house() as one:
+        peer = await a_stream(one, 40)
+        for shard in range(40):
+            await put(peer, shard, bytes(20_000))
+        one.broker.streams.drop_all(StoreFailed())
+        slow = one.connect(lockstep=True)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(slow.write, slow.hello_bytes())
+            await slow.wait(1)
+        reads = [slow.pack(st.ReadRecords(await iterator(peer, shard), max_bytes=1)) for shard in range(40)]
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(slow.write, b"".join(data for _, data in reads))
+            await trio.testing.wait_all_tasks_blocked()
+            assert one.threads.calls.count("load_stream") < 10, "what a read brings is a whole batch, whatever it asks for"
+            found = [await slow.wait(correlation) for correlation, _ in reads]
+        assert all(records_of(records) == [(0, bytes(20_000))] for records in found)
+        assert not one.broker.counters.connections_failed
 
 
 @on_jumping_clock
