@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import socket
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from penstock import Backoff, Client, Message, Queue, SentMessage, Worker
 from penstock import _backend_threads as threads
+from penstock._sync.batching import ReceiptBatch, SendBatch
 from penstock.errors import ClientClosed, NotConnected, QueueDoesNotExist, RequestTimeout
+from penstock.records import pack
 
 from tests.clients.certificates import Authority
 from tests.clients.fake_broker import AFTER, BEFORE, HOLD, SILENT, FakeBroker
+from tests.clients.fake_streams import StreamBroker
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -241,3 +247,84 @@ def test_a_client_that_is_closed_while_its_timer_wakes_ends_at_once(broker: Fake
         thread.join(10)
     assert not [thread.name for thread in timers if thread.is_alive()]
     client.close()
+
+
+def test_over_tls_a_reader_goes_on_while_a_writer_waits_for_a_peer_that_reads_nothing_until_it_is_read(tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    size = 8_000_000
+    with socket.create_server(("127.0.0.1", 0)) as listener, ThreadPoolExecutor(2) as pool:
+
+        def peer() -> int:
+            sock, _ = listener.accept()
+            with authority.server().wrap_socket(sock, server_side=True) as tls:
+                tls.settimeout(10)
+                got = len(tls.recv(1))  # The writer has begun.
+                tls.sendall(bytes(size))
+                while got < size:
+                    got += len(tls.recv(1 << 18))
+                return got
+
+        def write() -> None:
+            stream.send(bytes(size))
+
+        taken = pool.submit(peer)
+        stream = threads.connect("127.0.0.1", listener.getsockname()[1], authority.client(), 10)
+        try:
+            written = pool.submit(write)
+            received = 0
+            while received < size and (data := stream.receive()):
+                received += len(data)
+            written.result()
+            assert (received, taken.result()) == (size, size)
+        finally:
+            stream.close()
+
+
+@pytest.mark.parametrize("operation", ["send", "send_many", "delete", "put", "put_many"])
+def test_after_many_calls_that_a_ctrl_c_has_ended_the_next_one_still_works(
+    operation: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interrupted = True
+
+    def interrupt(real: Callable[..., Any]) -> Callable[..., Any]:
+        def step(*arguments: Any) -> Any:
+            if interrupted:
+                raise KeyboardInterrupt
+            return real(*arguments)
+
+        return step
+
+    # In the middle of what makes a request of a batch.
+    monkeypatch.setattr(SendBatch, "to_wire", interrupt(SendBatch.to_wire))
+    monkeypatch.setattr(ReceiptBatch, "to_wire", interrupt(ReceiptBatch.to_wire))
+    monkeypatch.setattr("penstock._sync.putting.pack", interrupt(pack))
+    with StreamBroker() as broker:
+        broker.queue("jobs")
+        broker.stream("clicks")
+        with Client(broker.url, request_timeout=5) as client:
+            queue, stream = client.queue("jobs"), client.stream("clicks")
+            interrupted = False
+            queue.send(b"held")
+            [held] = queue.receive()
+            calls: dict[str, Callable[[], object]] = {
+                "send": lambda: queue.send(b"x"),
+                "send_many": lambda: queue.send_many([b"x", b"y"]),
+                "delete": held.delete,
+                "put": lambda: stream.put(b"x", "k"),
+                "put_many": lambda: stream.put_many([(b"x", "k"), (b"y", "k")]),
+            }
+            worked: list[object] = []
+
+            def work() -> None:
+                nonlocal interrupted
+                interrupted = True
+                for _ in range(20):
+                    with contextlib.suppress(KeyboardInterrupt):
+                        calls[operation]()
+                interrupted = False
+                worked.append(calls[operation]())
+
+            thread = threading.Thread(target=work, daemon=True)  # (So that one that hangs does not hold up the other tests.)
+            thread.start()
+            thread.join(8)
+            assert len(worked) == 1

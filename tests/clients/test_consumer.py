@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 
 import anyio
 import pytest
-from penstock import AsyncClient, AsyncConsumer, OutgoingMessage
+from penstock import AsyncClient, AsyncConsumer, Client, OutgoingMessage
 from penstock._async import consumer as consumer_module
 from penstock._async import link as link_module
+from penstock._sync.link import Request
 from penstock.errors import Draining, NotConnected, QueueDoesNotExist, StoreFailed
 from penstock_protocol import queue_messages as queues
 
@@ -310,3 +312,45 @@ async def test_closing_wakes_who_waits(broker: FakeBroker) -> None:
             await turns()
             consumer.close()
             consumer.close()
+
+
+def test_a_consumer_that_is_closed_while_another_thread_asks_anew_for_it_takes_nothing_any_more(
+    broker: FakeBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Client(broker.url) as client:
+        link = client.link
+        queue = client.queue("jobs")
+        queue.send(b"first")
+        consumer = queue.consume(credit=10)
+        for message in consumer:
+            message.delete()
+            break
+        real = link.submit
+        tried, asked = threading.Event(), threading.Event()
+
+        def close() -> None:
+            if link.mutex.acquire(blocking=False):  # It can come in between.
+                consumer.close()
+                link.mutex.release()
+            tried.set()
+            consumer.close()
+
+        closer = threading.Thread(target=close)
+
+        def submit(request: Request) -> None:
+            mine = request.operation.name == "Consume" and not asked.is_set()
+            if mine:
+                closer.start()
+                tried.wait(10)
+            real(request)
+            if mine:
+                asked.set()
+
+        monkeypatch.setattr(link, "submit", submit)
+        broker.drop_all()
+        assert asked.wait(10)
+        closer.join(10)
+        client.ping()
+        assert broker.queue("jobs").waiters == []
+        queue.send(b"x")
+        assert [message.body for message in queue.receive()] == [b"x"]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from typing import Any
 
 import anyio
 import pytest
-from penstock import AsyncClient, OutgoingRecord, PutFailed, RecordBatch
+from penstock import AsyncClient, Client, OutgoingRecord, Producer, PutFailed, RecordBatch
+from penstock._sync.putting import PutBatch
 from penstock.errors import (
     ClientClosed,
     Draining,
@@ -263,3 +265,26 @@ async def test_options_out_of_range_are_refused(broker: StreamBroker, wrong: dic
     async with AsyncClient(broker.url) as client:
         with pytest.raises(ValueError, match=next(iter(wrong))):
             client.stream("one").producer(**wrong)
+
+
+def test_a_flush_that_waits_in_another_thread_is_told_of_a_failure_when_it_wakes(
+    broker: StreamBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broker.fault("PutRecords", StreamDoesNotExist("gone"))
+    flushed = threading.Event()
+    real = Producer._answered
+
+    def answered(producer: Producer, batch: PutBatch) -> None:
+        if batch.done.is_set():  # Who waits may be quicker than this thread: let it be.
+            flushed.wait(10)
+        real(producer, batch)
+
+    monkeypatch.setattr(Producer, "_answered", answered)
+    with Client(broker.url) as client, client.stream("one").producer(linger=FOREVER) as producer:
+        producer.put(b"a", "k")
+        try:
+            with pytest.raises(PutFailed):
+                producer.flush()
+        finally:
+            flushed.set()
+    assert data(broker) == []
