@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import anyio
 import pytest
 from penstock import AsyncClient, AsyncStream, OutgoingRecord, PutFailed, PutResult
+from penstock._sync.putting import Lanes, PutBatch
 from penstock.errors import (
     ClientClosed,
     InvalidRequest,
@@ -365,3 +368,15 @@ async def test_streams_are_made_listed_changed_and_deleted(broker: StreamBroker)
         await client.delete_stream("c")
         with pytest.raises(StreamDoesNotExist):
             await stream.describe()
+
+
+def test_who_waits_for_a_batch_that_went_in_parts_wakes_after_its_outcome_was_told() -> None:
+    told: list[bool] = []
+    whole = PutBatch(on_done=lambda batch: told.append(batch.done.wait_for(0)))
+    part = PutBatch()
+    part.whole, whole.parts = whole, [([], part)]
+    lanes = Lanes.__new__(Lanes)
+    lanes._link = SimpleNamespace(mutex=threading.RLock())  # type: ignore[assignment]  # all that an answer asks of it
+    lanes.answer(part, 0, None)
+    assert told == [False]
+    assert whole.done.wait_for(0)

@@ -56,7 +56,21 @@ class PutBatch:
     """Records of one shard that are put together, and after `done` the outcome. `whole`: it is a part of that batch, whose
     shard was closed, and holds its records of these places. `ripe`: it need not wait for more records."""
 
-    __slots__ = ("columns", "deadline", "done", "due", "error", "first", "on_done", "parts", "refusal", "ripe", "shard", "whole")
+    __slots__ = (
+        "columns",
+        "deadline",
+        "done",
+        "due",
+        "error",
+        "first",
+        "is_over",
+        "on_done",
+        "parts",
+        "refusal",
+        "ripe",
+        "shard",
+        "whole",
+    )
 
     def __init__(self, columns: Columns | None = None, on_done: Callable[[PutBatch], None] | None = None) -> None:
         self.columns = Columns([], [], None, 0) if columns is None else columns
@@ -70,6 +84,7 @@ class PutBatch:
         self.done = backend.Event()
         self.on_done = on_done
         self.whole: PutBatch | None = None
+        self.is_over = False
         self.parts: list[tuple[list[int], PutBatch]] = []
 
     def __len__(self) -> int:
@@ -244,11 +259,12 @@ class Lanes:
         whole = batch.whole
         while whole is not None:
             with self._link.mutex:
-                if whole.done.is_set() or not all(part.done.is_set() for _, part in whole.parts):
+                if whole.is_over or not all(part.done.is_set() for _, part in whole.parts):
                     return
-                whole.done.set()
+                whole.is_over = True
             if whole.on_done is not None:
                 whole.on_done(whole)
+            whole.done.set()
             whole = whole.whole
 
     # Inside
