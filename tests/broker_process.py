@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -17,10 +18,16 @@ READY_SECONDS = 30.0
 STOP_SECONDS = 20.0
 
 
+LISTENERS = range(10_000, 32_000)
+"""Ports that the system gives to nobody by itself (it takes those from 32,768 on): else one of thousands of connections of a test
+beside this one could get the port between its choice and its use."""
+
+
 def free_port() -> int:
     """A port of the loopback address that nobody listens on."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
+    while True:
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", random.choice(LISTENERS))) as listener:
+            return int(listener.getsockname()[1])
 
 
 class BrokerProcess:
@@ -48,7 +55,11 @@ class BrokerProcess:
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
         if wait:
-            self.wait_ready()
+            try:
+                self.wait_ready()
+            except BaseException:
+                self.kill()
+                raise
 
     def wait_ready(self) -> None:
         """Returns when it answers."""

@@ -9,7 +9,6 @@ import glob
 import os
 import pathlib
 import shutil
-import socket
 import subprocess
 import tempfile
 import uuid
@@ -17,6 +16,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import psycopg
+
+from tests.broker_process import free_port
 
 
 def find_binaries() -> pathlib.Path | None:
@@ -108,7 +109,7 @@ def run_cluster() -> Iterator[Cluster]:
     try:
         if os.geteuid() == 0:
             shutil.chown(directory, "postgres", "postgres")
-        cluster = Cluster(binaries, directory, _free_port())
+        cluster = Cluster(binaries, directory, free_port())
         cluster.initialize()
         cluster.start()
         try:
@@ -117,9 +118,3 @@ def run_cluster() -> Iterator[Cluster]:
             cluster.stop("immediate")
     finally:
         shutil.rmtree(directory, ignore_errors=True)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

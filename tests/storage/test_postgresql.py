@@ -393,8 +393,8 @@ def test_sessions_give_up_their_locks_when_their_broker_stands_still(store: SqlS
     with_queue(store)
     assert settings(store) == ("3s", "read committed", '"$user", public')
     with pytest.raises(CommitUnknown), store._database.transaction() as connection:
-        connection.exec_driver_sql("SET idle_in_transaction_session_timeout = '1ms'")
         connection.exec_driver_sql("UPDATE fences SET incarnation = incarnation + 1")
+        connection.exec_driver_sql("SET idle_in_transaction_session_timeout = '1ms'")
         with connect(postgresql_url) as other:
             other.execute("SELECT 1 FROM fences FOR UPDATE")
 
