@@ -1,7 +1,8 @@
 """The commit lane: everything that waits is written in one transaction, and only then is it true.
 
 Queues (and whoever else keeps state) mark themselves dirty; requests leave a callback. The lane takes all of that at
-once, has the rows written in a worker thread, then publishes and calls back. While one commit runs the next one fills.
+once, has the rows written in a thread (a lone request's on a quick store at once: `_store_it`), then publishes and calls
+back. While one commit runs the next one fills.
 
 The outcome of a commit is ok, failed or unknown. After anything but ok the memory of every participant it touched, and of
 every participant that changed since, is discarded: it may hold what the store does not. After unknown the lane takes a

@@ -14,7 +14,7 @@ import trio.testing
 from penstock_broker.commit_thread import CommitThread
 from penstock_broker.lane import QUICK_SECONDS, SLOW_SECONDS
 from penstock_protocol import queue_messages as q
-from penstock_storage.memory import MemoryStore
+from penstock_storage.memory import Fault, MemoryStore
 from penstock_storage.sql import SqlStore
 
 from tests.broker.inside import Peer, house, on_jumping_clock
@@ -42,6 +42,21 @@ async def test_a_lone_request_on_a_quick_store_needs_no_thread() -> None:
         await _settled()
         assert outcome == [None] and one.stored() == ["1"]
         one.threads.release("commit")
+
+
+@pytest.mark.parametrize(
+    ("fault", "answer"),
+    [(Fault.FAIL, "StoreFailed"), (Fault.FULL, "Overloaded"), (Fault.UNKNOWN_LOST, "OutcomeUnknown")],
+)
+@on_jumping_clock
+async def test_a_lone_commit_that_goes_wrong_is_answered_so_and_its_memory_goes(fault: Fault, answer: str) -> None:
+    async with bench() as one:
+        _make_quick(one)
+        one.faults["commit"] = fault
+        outcome = Ledger(one, "a").put("1")
+        await _settled()
+        assert [error and error.name for error in outcome] == [answer]
+        assert one.stored() == [] and ("a", "StoreFailed") in one.discarded
 
 
 @on_jumping_clock
