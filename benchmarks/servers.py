@@ -43,11 +43,18 @@ class NotInstalled(Exception):
     """Says which program is missing or too old."""
 
 
+def free_ports(count: int) -> list[int]:
+    """Different ports nobody listens on."""
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for sock in sockets:
+            sock.bind(("127.0.0.1", 0))
+        return [int(sock.getsockname()[1]) for sock in sockets]
+
+
 def free_port() -> int:
     """A port nobody listens on."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
+    return free_ports(1)[0]
 
 
 class Server:
@@ -137,9 +144,9 @@ def _process(
 
 @contextlib.contextmanager
 def _penstock(folder: Path) -> Iterator[Server]:
-    port = free_port()
+    port, metrics = free_ports(2)
     command = [_find("penstock"), "serve", "--data", str(folder / "data")]
-    command += ["--listen", f"127.0.0.1:{port}", "--metrics", f"127.0.0.1:{free_port()}", "--log-format", "json"]
+    command += ["--listen", f"127.0.0.1:{port}", "--metrics", f"127.0.0.1:{metrics}", "--log-format", "json"]
     environment = {key: value for key, value in os.environ.items() if not key.startswith("PENSTOCK_")}
     with _process(command, folder, port, environment) as process:
         yield Server("penstock", port, process)
