@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 from benchmarks.meter import Sample, Work, measure
-from benchmarks.scenarios import SINGLES, client_of
+from benchmarks.scenarios import CYCLES, SINGLES, client_of
 from benchmarks.servers import Server, running
 
 TOO_SLOW_TO_FILL = {"nats": "with sync_interval always, filling would take minutes"}
@@ -58,7 +58,7 @@ def run(system: str, folder: Path, fill: Fill, size_bytes: int, seconds: float, 
     """One round of one system, on servers of its own with their data below `folder`."""
     client = client_of(system)
     batching = system != "rabbitmq"
-    work = Work("work", size_bytes, 100, 1 if batching else 4000)
+    work = Work("work", size_bytes, 100, max(CYCLES.get(system, (1,))))
     sends = work if batching else dataclasses.replace(work, batch=1, window=2000)
 
     def cycle(server: Server) -> Sample:

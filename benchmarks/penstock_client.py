@@ -1,9 +1,9 @@
 """Penstock's side of each scenario: the asynchronous SDK on trio, nothing that an application could not do.
 
 Singles: 1,000 tasks that each await `queue.send(body)`; the SDK merges them. Batches: 4 tasks that await `send_many`. Cycle:
-a producer with 4 tasks and a consumer with 20 tasks that receive, then delete what they received, so that as much is under
-way as in the peers' clients (FIFO: 1, so that order within a group means something, and 4). Each call is awaited, so that
-everything counted is durable.
+a producer with `window` tasks, and a consumer with five times as many that receive, then delete what they received; the harness
+measures windows of 4 and 16 and quotes the better (FIFO: a producer with one task, so that order within a group means something,
+and a consumer with `window` tasks). Each call is awaited, so that everything counted is durable.
 """
 
 from __future__ import annotations
@@ -18,9 +18,8 @@ from penstock import AsyncClient, AsyncQueue, OutgoingMessage, PenstockError
 
 from benchmarks.meter import Meter, Work
 
-SENDERS, PRODUCERS, CONSUMERS = 4, 4, 20
+SENDERS, CONSUMERS_PER_PRODUCER = 4, 5
 ERRORS = (PenstockError,)
-FIFO_PRODUCERS, FIFO_CONSUMERS = 1, 4
 
 
 def _client(port: int) -> AsyncClient:
@@ -65,7 +64,7 @@ def send(meter: Meter, port: int, work: Work) -> None:
 
 def produce(meter: Meter, port: int, work: Work) -> None:
     """Sends beside a consumer."""
-    trio.run(functools.partial(_send, meter, port, work, FIFO_PRODUCERS if work.groups else PRODUCERS))
+    trio.run(functools.partial(_send, meter, port, work, 1 if work.groups else work.window))
 
 
 def consume(meter: Meter, port: int, work: Work) -> None:
@@ -121,4 +120,4 @@ async def _consume(meter: Meter, port: int, work: Work) -> None:
                     meter.done(len(messages))
 
         meter.ready()
-        await _tasks(FIFO_CONSUMERS if work.groups else CONSUMERS, loop)
+        await _tasks(work.window if work.groups else CONSUMERS_PER_PRODUCER * work.window, loop)

@@ -14,7 +14,8 @@ from benchmarks.meter import Sample, Work, measure
 from benchmarks.servers import NotInstalled, Server
 
 SINGLES = 1000
-PREFETCHES: dict[str, tuple[int, ...]] = {"rabbitmq": (1000, 4000)}
+CYCLES: dict[str, tuple[int, ...]] = {"penstock": (4, 16), "redis": (4, 8), "rabbitmq": (1000, 4000)}
+FIFO_CYCLES: dict[str, tuple[int, ...]] = {"penstock": (4, 8)}
 ALL = ("penstock", "redis", "rabbitmq", "postgresql", "nats")
 BATCHING = ("penstock", "redis", "postgresql")
 STREAMS = ("penstock", "redis", "rabbitmq-streams", "postgresql", "nats", "kinesalite")
@@ -78,11 +79,19 @@ SCENARIOS = (
     Scenario("send, batches of 100", "send", 100, BATCHING),
     Scenario("send, batches of 500", "send", 500, BATCHING),
     Scenario("send, batches of 1,000", "send", 1000, BATCHING),
-    Scenario("cycle, batches of 10", "cycle", 10, ALL, PREFETCHES),
-    Scenario("cycle, batches of 100", "cycle", 100, ALL, PREFETCHES),
-    Scenario("cycle, batches of 1,000", "cycle", 1000, BATCHING),
-    Scenario("FIFO cycle, 1,000 groups", "cycle", 100, ("penstock",), groups=1000),
-    Scenario("FIFO cycle, 1,000 groups, high throughput", "cycle", 100, ("penstock",), groups=1000, extra="high throughput"),
+    Scenario("cycle, batches of 10", "cycle", 10, ALL, CYCLES),
+    Scenario("cycle, batches of 100", "cycle", 100, ALL, CYCLES),
+    Scenario("cycle, batches of 1,000", "cycle", 1000, BATCHING, CYCLES),
+    Scenario("FIFO cycle, 1,000 groups", "cycle", 100, ("penstock",), FIFO_CYCLES, groups=1000),
+    Scenario(
+        "FIFO cycle, 1,000 groups, high throughput",
+        "cycle",
+        100,
+        ("penstock",),
+        FIFO_CYCLES,
+        groups=1000,
+        extra="high throughput",
+    ),
     Scenario("append, batches of 500", "append", 500, STREAMS, UNCONFIRMED),
     Scenario("append, batches of 500, 1 KiB", "append", 500, STREAMS, UNCONFIRMED, size_bytes=1024),
     Scenario("append, singles pipelined", "append", 1, STREAMS, PIPELINED),
