@@ -399,6 +399,9 @@ def _configure(connection: sqlite3.Connection, read_only: bool) -> None:
         cursor.execute("PRAGMA journal_mode=WAL")
         cursor.execute(f"PRAGMA wal_autocheckpoint={CHECKPOINT_PAGES}")
         cursor.execute(f"PRAGMA journal_size_limit={WAL_LIMIT_BYTES}")
+        # Debian builds SQLite with secure_delete: every page that a deleted segment lay on would be zeroed and written once more,
+        # which doubles what a message costs the disk. FAST zeroes what is written anyway.
+        cursor.execute("PRAGMA secure_delete=FAST").fetchall()
     cursor.execute("PRAGMA synchronous=FULL")
     cursor.execute("PRAGMA cache_size=-32768")
     cursor.execute("PRAGMA temp_store=MEMORY")

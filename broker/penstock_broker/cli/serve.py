@@ -30,7 +30,7 @@ from penstock_broker.cli.output import fail, print_json
 from penstock_broker.config import OPTIONS, Config, ConfigurationError
 from penstock_broker.http import serve_endpoint
 from penstock_broker.ports import real_ports
-from penstock_broker.process import harden
+from penstock_broker.process import collect_less, harden
 from penstock_broker.server import ServerOptions, run_server
 from penstock_broker.session import SessionLimits
 from penstock_broker.tls import make_context
@@ -125,6 +125,7 @@ def serve(config_file: str | None, **flags: Any) -> None:
     config = load_or_fail(flags, config_file)
     logs.set_up(config.log_format, config.log_level)
     harden()
+    collect_less()
     host, port = configuration.split_address(config.listen)
     store = open_store(config)
     try:
