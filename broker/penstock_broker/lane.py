@@ -278,6 +278,7 @@ class Lane:
         publications = [(participant, participant.collect(commit, now_ms)) for participant in batch.participants.values()]
         for rows in batch.rows:
             rows(commit)
+        took: float | None = None
         if not commit.is_empty():
             started = trio.current_time()
             try:
@@ -287,13 +288,16 @@ class Lane:
                 if isinstance(error, Fenced):
                     raise
                 return
-            self._counters.commits["ok"] += 1
-            self._counters.commit_seconds.observe(trio.current_time() - started)
-            self._counters.commit_requests.observe(len(batch.callbacks))
-        for participant, publication in publications:
-            self._published(participant, participant.publish(publication))
+            took = trio.current_time() - started
+        # First the answers: the clients are at work again while the rest is done.
         for callback in batch.callbacks:
             callback(None)
+        for participant, publication in publications:
+            self._published(participant, participant.publish(publication))
+        if took is not None:
+            self._counters.commits["ok"] += 1
+            self._counters.commit_seconds.observe(took)
+            self._counters.commit_requests.observe(len(batch.callbacks))
 
     async def _store_it(self, incarnation: Incarnation, commit: Commit, *, lone: bool) -> None:
         """In the commits' thread, so that the event loop goes on; but a lone request on a quick store here and now, for to wake a

@@ -10,7 +10,6 @@ or lets OUTBOX_BYTES pile up with other answers, is cut off.
 from __future__ import annotations
 
 import dataclasses
-import math
 import os
 import re
 from collections import deque
@@ -148,10 +147,13 @@ class Session:
         deadline = trio.current_time() + HELLO_SECONDS
         try:
             while connection.state is not State.CLOSED:
-                with trio.CancelScope(deadline=deadline if self._caller is None else math.inf) as scope:
+                if self._caller is not None:
                     data = await self._stream.receive_some(READ_BYTES)
-                if scope.cancelled_caught:
-                    raise ProtocolError(f"no valid hello within {HELLO_SECONDS} seconds")
+                else:
+                    with trio.CancelScope(deadline=deadline) as scope:
+                        data = await self._stream.receive_some(READ_BYTES)
+                    if scope.cancelled_caught:
+                        raise ProtocolError(f"no valid hello within {HELLO_SECONDS} seconds")
                 if not data:
                     return
                 self._counters.bytes_in += len(data)

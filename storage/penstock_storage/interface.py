@@ -18,6 +18,7 @@ CommitUnknown (anybody's guess). Fenced is CommitFailed for good: another incarn
 from __future__ import annotations
 
 import dataclasses
+import operator
 from collections.abc import Sequence
 from typing import NewType, Protocol
 
@@ -189,7 +190,10 @@ class Commit:
 
     def is_empty(self) -> bool:
         """Whether there is nothing to write."""
-        return not any(getattr(self, field.name) for field in dataclasses.fields(self))
+        return not any(_parts_of(self))
+
+
+_parts_of = operator.attrgetter(*(field.name for field in dataclasses.fields(Commit)))
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

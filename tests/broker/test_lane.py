@@ -119,7 +119,7 @@ async def _settled() -> None:
 
 
 @on_jumping_clock
-async def test_who_asked_is_answered_after_the_commit_and_after_it_was_published() -> None:
+async def test_who_asked_is_answered_after_the_commit_and_then_it_is_published() -> None:
     async with bench() as one:
         ledger = Ledger(one, "a")
         one.threads.hold("commit")
@@ -128,7 +128,7 @@ async def test_who_asked_is_answered_after_the_commit_and_after_it_was_published
         assert outcome == [] and ledger.events == ["1 collected"] and one.stored() == []
         one.threads.release("commit")
         await _settled()
-        assert ledger.events == ["1 collected", "published", "1 answered"]
+        assert ledger.events == ["1 collected", "1 answered", "published"]
         assert outcome == [None] and one.stored() == ["1"]
 
 
