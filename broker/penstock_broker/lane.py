@@ -235,8 +235,7 @@ class Lane:
             elif self.incarnation is None:
                 self._refuse(batch)
             else:
-                with trio.CancelScope(shield=True):
-                    await self._commit(batch)
+                await self._commit(batch)
             self._running_bytes = 0
             if not self._work.is_set():
                 self._idle.set()
@@ -307,7 +306,8 @@ class Lane:
             if lone and started >= self._slow_until and self._store.is_quick:
                 self._store.commit(incarnation, commit)
             else:
-                await self._in_thread(self._store.commit, incarnation, commit)
+                with trio.CancelScope(shield=True):
+                    await self._in_thread(self._store.commit, incarnation, commit)
         finally:
             self._commit_started = None
             ended = trio.current_time()

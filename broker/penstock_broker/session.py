@@ -13,7 +13,7 @@ import dataclasses
 import os
 import re
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 import structlog
 import trio
@@ -78,7 +78,11 @@ class Session:
         server_name: str,
     ) -> None:
         self._stream = stream
-        self._file = stream.socket.fileno() if isinstance(stream, trio.SocketStream) else None
+        self._file: int | None = None
+        self._receive: Callable[[int], Awaitable[bytes | bytearray]] = stream.receive_some
+        if isinstance(stream, trio.SocketStream):
+            self._file = stream.socket.fileno()
+            self._receive = stream.socket.recv  # raises OSError, and costs less
         self._dispatcher = dispatcher
         self._keyring = keyring
         self._counters = counters
@@ -148,10 +152,10 @@ class Session:
         try:
             while connection.state is not State.CLOSED:
                 if self._caller is not None:
-                    data = await self._stream.receive_some(READ_BYTES)
+                    data = await self._receive_some()
                 else:
                     with trio.CancelScope(deadline=deadline) as scope:
-                        data = await self._stream.receive_some(READ_BYTES)
+                        data = await self._receive_some()
                     if scope.cancelled_caught:
                         raise ProtocolError(f"no valid hello within {HELLO_SECONDS} seconds")
                 if not data:
@@ -169,6 +173,12 @@ class Session:
             self._counters.connections_failed[error.name] += 1
             log.info("connection closed", error=error.name, reason=str(error))
             self._send(connection.farewell(error))
+
+    async def _receive_some(self) -> bytes | bytearray:
+        try:
+            return await self._receive(READ_BYTES)
+        except OSError as error:
+            raise trio.BrokenResourceError from error
 
     async def _wait_room(self) -> None:
         """Back pressure: returns when another request may be read."""

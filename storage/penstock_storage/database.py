@@ -91,18 +91,19 @@ class Gate:
     """Counts the calls that are under way, so that `close` can wait for them and refuse later ones. A context manager."""
 
     def __init__(self) -> None:
-        self._condition = threading.Condition()
+        self._lock = threading.Lock()
+        self._condition = threading.Condition(self._lock)
         self._inside = 0
         self._closed = False
 
     def __enter__(self) -> None:
-        with self._condition:
+        with self._lock:
             if self._closed:
                 raise StoreClosed("the store is closed")
             self._inside += 1
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        with self._condition:
+        with self._lock:
             self._inside -= 1
             if self._closed:
                 self._condition.notify_all()
