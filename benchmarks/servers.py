@@ -167,7 +167,7 @@ RABBITMQ_FOLDER = "/usr/lib/rabbitmq/bin"
 @contextlib.contextmanager
 def _rabbitmq(folder: Path, name: str = "rabbitmq") -> Iterator[Server]:
     program = _find("rabbitmq-server", RABBITMQ_FOLDER)
-    port, names, streams = free_port(), free_port(), free_port()
+    port, names, streams, distribution = free_ports(4)
     settings = f"listeners.tcp.1 = 127.0.0.1:{port}\nvm_memory_high_watermark.relative = 0.6\n"
     if name == "rabbitmq-streams":
         settings += f"stream.listeners.tcp.1 = 127.0.0.1:{streams}\nstream.advertised_host = 127.0.0.1\n"
@@ -182,7 +182,7 @@ def _rabbitmq(folder: Path, name: str = "rabbitmq") -> Iterator[Server]:
         RABBITMQ_LOG_BASE=str(folder / "logs"),
         RABBITMQ_CONFIG_FILE=str(folder / "rabbit.conf"),
         RABBITMQ_ENABLED_PLUGINS_FILE=str(folder / "plugins"),
-        RABBITMQ_DIST_PORT=str(free_port()),
+        RABBITMQ_DIST_PORT=str(distribution),
         ERL_EPMD_ADDRESS="127.0.0.1",
         ERL_EPMD_PORT=str(names),
         LANG="C.UTF-8",
