@@ -80,6 +80,33 @@ async def test_concurrent_sends_fill_the_next_frames_while_a_few_are_on_their_wa
     )
 
 
+async def test_batches_that_nothing_can_join_wait_for_no_other_ones(broker: FakeBroker) -> None:
+    broker.fault("SendMessages", *[HOLD] * 32)
+    async with AsyncClient(broker.url) as client, anyio.create_task_group() as tasks:
+        queue = client.queue("jobs")
+        for _ in range(34):
+            tasks.start_soon(queue.send_many, [b"one", b"two"])
+        await broker.until(lambda: len(frames(broker)) == 32)
+        tasks.start_soon(queue.send, b"alone")
+        await turns()
+        assert frames(broker) == [2] * 32
+        broker.release_held()
+    assert sorted(frames(broker)) == [1] + [2] * 34
+
+
+async def test_batches_for_a_fifo_queue_go_one_after_the_other(broker: FakeBroker) -> None:
+    broker.fault("SendMessages", HOLD)
+    async with AsyncClient(broker.url) as client, anyio.create_task_group() as tasks:
+        queue = client.queue("orders.fifo")
+        for name in "abc":
+            tasks.start_soon(queue.send_many, [OutgoingMessage(name, group="g", deduplication_id=name)])
+            await broker.until(lambda: frames(broker) == [1])
+            await turns()
+        assert frames(broker) == [1]
+        broker.release_held()
+    assert broker.queue("orders.fifo").bodies == [b"a", b"b", b"c"]
+
+
 async def test_each_message_of_a_merged_frame_gets_its_own_refusal(broker: FakeBroker) -> None:
     broker.fault("SendMessages", HOLD, HOLD, HOLD, HOLD)
     async with AsyncClient(broker.url) as client, anyio.create_task_group() as tasks:
