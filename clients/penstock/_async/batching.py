@@ -39,12 +39,12 @@ MAX_BATCH: Final = 10_000
 """Messages in one frame that a broker takes."""
 
 CONCURRENT_BATCHES: Final = 4
-"""Batches of merged singles on their way per queue: the next one fills meanwhile. A FIFO queue has one of any kind: the order of
-sends must survive a retry."""
+"""Batches of merged singles on their way per queue: the next one fills meanwhile. A FIFO queue has one of any kind: the order
+of sends must survive a retry."""
 
 CONCURRENT_FULL_BATCHES: Final = 32
-"""Batches on their way per queue that nothing can join any more, because they are full or came as one: to hold them back would only
-cost time. (Four tasks that send 100 each time wait for the broker; sixteen keep it busy, and reach half as much again.)"""
+"""Batches on their way per queue that nothing can join any more, because they are full or came as one: to hold them back would
+only cost time. (Four tasks that send 100 each time wait for the broker; sixteen keep it busy, and reach half as much again.)"""
 
 FRAME_RESERVE: Final = 4_096
 """Bytes of a frame that are not messages: the queue's name, numbers, headers of arrays."""
