@@ -18,7 +18,7 @@ import pytest
 from penstock import Backoff, Client, Message, Queue, SentMessage, Worker
 from penstock import _backend_threads as threads
 from penstock._sync.batching import ReceiptBatch, SendBatch
-from penstock.errors import ClientClosed, NotConnected, QueueDoesNotExist, RequestTimeout
+from penstock.errors import Cancelled, ClientClosed, NotConnected, QueueDoesNotExist, RequestTimeout
 from penstock.records import pack
 
 from tests.clients.certificates import Authority
@@ -328,3 +328,62 @@ def test_after_many_calls_that_a_ctrl_c_has_ended_the_next_one_still_works(
             thread.start()
             thread.join(8)
             assert len(worked) == 1
+
+
+@pytest.mark.parametrize("operation", ["send", "delete", "put"])
+def test_who_shares_a_batch_with_a_call_that_a_ctrl_c_has_ended_is_told(operation: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    fuse = threading.Event()
+
+    def interrupt(real: Callable[..., Any]) -> Callable[..., Any]:
+        def step(*arguments: Any) -> Any:
+            if fuse.is_set() and threading.current_thread() is threading.main_thread():
+                raise KeyboardInterrupt
+            return real(*arguments)
+
+        return step
+
+    monkeypatch.setattr(SendBatch, "to_wire", interrupt(SendBatch.to_wire))
+    monkeypatch.setattr(ReceiptBatch, "to_wire", interrupt(ReceiptBatch.to_wire))
+    monkeypatch.setattr("penstock._sync.putting.pack", interrupt(pack))
+    names = {"send": "SendMessages", "delete": "DeleteMessages", "put": "PutRecords"}
+    with StreamBroker() as broker, ThreadPoolExecutor(8) as pool:
+        broker.queue("jobs")
+        broker.stream("clicks")
+        with Client(broker.url, request_timeout=10) as client:
+            queue, stream = client.queue("jobs"), client.stream("clicks")
+            stream.put(b"x", "k")
+            queue.send_many([b"x"] * 8)
+            received = queue.receive(8)
+
+            def call(number: int) -> None:
+                if operation == "send":
+                    queue.send(b"x")
+                elif operation == "delete":
+                    received[number].delete()
+                else:
+                    stream.put(b"x", "k")
+
+            before = len(broker.asked(names[operation]))
+            broker.fault(names[operation], *[HOLD] * 4)
+            on_the_way = [pool.submit(call, number) for number in range(4)]
+            broker.wait_until(lambda: len(broker.asked(names[operation])) == before + 4)
+            behind = [pool.submit(call, number) for number in range(4, 6)]  # these wait, in one batch
+            waiting: dict[str, Callable[[], int]] = {
+                "send": lambda: len(queue._sender._open.bodies),
+                "delete": lambda: sum(mask.bit_count() for mask in queue._deletes._open._masks),
+                "put": lambda: sum(len(lane.open) for lane in stream._lanes._lanes.values()),
+            }
+            broker.wait_until(lambda: waiting[operation]() == 2)
+            # Room for one more: this thread's own call takes the others' along.
+            queue._sender.concurrent = stream._lanes._concurrent = 5
+            monkeypatch.setattr("penstock._sync.batching.CONCURRENT_BATCHES", 5)
+            fuse.set()
+            with pytest.raises(KeyboardInterrupt):
+                call(6)
+            fuse.clear()
+            outcomes = [future.exception(15) for future in behind]
+            assert [type(outcome) for outcome in outcomes] == [Cancelled, Cancelled]
+            assert all("interrupted" in str(outcome) for outcome in outcomes)
+            broker.release_held()
+            assert [future.exception(15) for future in on_the_way] == [None] * 4
+            call(7)

@@ -279,10 +279,12 @@ class AsyncSender:
                 self._send_next()
             batch.answer(reply, error)
 
-        message = batch.to_wire(self._queue, number, acknowledged)
-        request = Request(self._operation, message, on_done, batch.deadline, resend=True)
+        def make() -> Request:
+            message = batch.to_wire(self._queue, number, acknowledged)
+            return Request(self._operation, message, on_done, batch.deadline, resend=True)
+
         self._on_the_way += 1
-        self._link.submit(request)
+        self._link.submit_made(make, on_done)
 
 
 class ReceiptBatch:
@@ -402,13 +404,19 @@ class AsyncSettler:
             self._sending = False
 
     def _submit(self, batch: ReceiptBatch) -> None:
+        request: Request | None = None
+
         def on_done(reply: codec.Message | None, error: PenstockError | None) -> None:
             with self._link.mutex:
                 self._on_the_way -= 1
                 self._send_next()
-            batch.answer(reply, error, request.tries if self._releases else 0)
+            batch.answer(reply, error, request.tries if request is not None and self._releases else 0)
 
-        message = self._make(*batch.to_wire())
-        request = Request(operation_of(message), message, on_done, batch.deadline, resend=True)
+        def make() -> Request:
+            nonlocal request
+            message = self._make(*batch.to_wire())
+            request = Request(operation_of(message), message, on_done, batch.deadline, resend=True)
+            return request
+
         self._on_the_way += 1
-        self._link.submit(request)
+        self._link.submit_made(make, on_done)

@@ -326,19 +326,21 @@ class AsyncLanes:
             if not again:
                 self.answer(batch, reply.first if isinstance(reply, wire.PutReply) else -1, error)
 
-        message = wire.PutRecords(
-            self._stream,
-            lane.shard,
-            len(columns),
-            self._codec,
-            columns.size_bytes,
-            pack(columns, self._codec),
-            number,
-            acknowledged,
-        )
-        request = Request(self._operation, message, on_done, batch.deadline, resend=True)
+        def make() -> Request:
+            message = wire.PutRecords(
+                self._stream,
+                lane.shard,
+                len(columns),
+                self._codec,
+                columns.size_bytes,
+                pack(columns, self._codec),
+                number,
+                acknowledged,
+            )
+            return Request(self._operation, message, on_done, batch.deadline, resend=True)
+
         lane.on_the_way += 1
-        self._link.submit(request)
+        self._link.submit_made(make, on_done)
 
     # Shards that are closed
 

@@ -25,6 +25,7 @@ from penstock._sync.hello import Welcome, say_hello
 from penstock.errors import (
     AuthenticationFailed,
     AuthenticationRequired,
+    Cancelled,
     ClientClosed,
     ConnectionLost,
     Fault,
@@ -206,6 +207,24 @@ class Link:
                 self._expect(request.deadline)
         if error is not None:
             request.on_done(None, error)
+
+    def submit_made(
+        self, make: Callable[[], Request], on_done: Callable[[codec.Message | None, PenstockError | None], None]
+    ) -> None:
+        """Makes a request and submits it. If anything ends that early, say a Ctrl-C that the program survives, `on_done` is told
+        unless the request is on its way all the same: others wait for the batch that it carries."""
+        request: Request | None = None
+        try:
+            request = make()
+            self.submit(request)
+        except BaseException:
+            if request is None or not self._knows(request):
+                on_done(None, Cancelled("not sent: the program was interrupted"))
+            raise
+
+    def _knows(self, request: Request) -> bool:
+        waiting = self._waiting_long if request.operation.waits else self._waiting
+        return request in waiting or self._outstanding.get(request.correlation) is request
 
     def _has_room(self, request: Request) -> bool:
         """Requests that may wait long leave room for the others: deletes are not held up by long polls."""
