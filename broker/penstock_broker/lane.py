@@ -288,11 +288,13 @@ class Lane:
                     raise
                 return
             took = trio.current_time() - started
-        # First the answers: the clients are at work again while the rest is done.
+        # Everything is in force before anybody is told: who hears that a shard is closed must see its last records. Who waits for
+        # what is new is served last, while those who were answered are at work again.
+        woken = [(participant, participant.publish(publication)) for participant, publication in publications]
         for callback in batch.callbacks:
             callback(None)
-        for participant, publication in publications:
-            self._published(participant, participant.publish(publication))
+        for participant, woke in woken:
+            self._published(participant, woke)
         if took is not None:
             self._counters.commits["ok"] += 1
             self._counters.commit_seconds.observe(took)

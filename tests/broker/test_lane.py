@@ -82,11 +82,15 @@ class Bench:
             self.counters,
             "node",
             "",
-            published=lambda participant, woke: None,
+            published=self._published,
             discarded=self._discard,
             discard_all=lambda error: self.discarded_all.append(error.name),
             learn=self._learn,
         )
+
+    def _published(self, participant: Participant, woke: bool) -> None:
+        assert isinstance(participant, Ledger)
+        participant.events.append("served")
 
     def _discard(self, participant: Participant, error: PenstockError) -> None:
         assert isinstance(participant, Ledger)
@@ -119,7 +123,7 @@ async def _settled() -> None:
 
 
 @on_jumping_clock
-async def test_who_asked_is_answered_after_the_commit_and_then_it_is_published() -> None:
+async def test_who_asked_is_answered_after_the_commit_is_in_force_and_before_who_waits_is_served() -> None:
     async with bench() as one:
         ledger = Ledger(one, "a")
         one.threads.hold("commit")
@@ -128,7 +132,7 @@ async def test_who_asked_is_answered_after_the_commit_and_then_it_is_published()
         assert outcome == [] and ledger.events == ["1 collected"] and one.stored() == []
         one.threads.release("commit")
         await _settled()
-        assert ledger.events == ["1 collected", "1 answered", "published"]
+        assert ledger.events == ["1 collected", "published", "1 answered", "served"]
         assert outcome == [None] and one.stored() == ["1"]
 
 

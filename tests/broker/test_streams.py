@@ -714,6 +714,27 @@ async def test_a_reader_does_not_leave_a_shard_before_its_last_record() -> None:
 
 
 @on_jumping_clock
+async def test_a_read_that_waits_gets_what_the_commit_of_the_split_brings() -> None:
+    async with house() as one:
+        peer, other = await a_stream(one), await one.client()
+        await other.call(st.CreateStream("t"))
+        waits = await peer.say(st.ReadRecords(await iterator(peer, 0, "latest"), wait_ms=20_000))
+        one.threads.hold("commit")
+        first = await other.say(batch_of(0, [b"x"], stream="t"))  # (Runs; the next two wait together.)
+        await trio.testing.wait_all_tasks_blocked()
+        last, splitting = await other.say(batch_of(0, [b"last"])), await other.say(st.SplitShard("s", 0))
+        await trio.testing.wait_all_tasks_blocked()
+        one.threads.release("commit")
+        records = await peer.wait(waits)
+        assert records_of(records) == [(0, b"last")]
+        if records.next:
+            records = await read(peer, records.next)
+        assert (records.next, records.children) == (b"", [1, 2])
+        for correlation in (first, last, splitting):
+            await other.wait(correlation)
+
+
+@on_jumping_clock
 async def test_who_is_told_that_a_shard_is_closed_finds_its_children() -> None:
     async with house() as one:
         peer, other = await a_stream(one), await one.client()
