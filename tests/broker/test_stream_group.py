@@ -20,14 +20,20 @@ def shards(count: int, end: int = 100) -> dict[int, Extent]:
     return {number: Extent(Range(number, low, high), 0, end) for number, (low, high) in enumerate(topology.even(count))}
 
 
-def split(extents: dict[int, Extent], shard: int) -> None:
-    """Closes a shard and opens two."""
+def split(extents: dict[int, Extent], shard: int, end: int = 100) -> None:
+    """Closes a shard and opens two with `end` records each."""
     parent = extents[shard]
     step = topology.split(parent.range, None)
     extents[shard] = dataclasses.replace(parent, range=dataclasses.replace(parent.range, closed_ms=1, end=parent.end))
     for low, high in step.children:
         number = max(extents) + 1
-        extents[number] = Extent(Range(number, low, high, (shard,)), 0, 100)
+        extents[number] = Extent(Range(number, low, high, (shard,)), 0, end)
+
+
+def ancestors(extents: dict[int, Extent], shard: int) -> set[int]:
+    """A shard's parents, and theirs."""
+    parents = extents[shard].range.parents
+    return {*parents, *(one for parent in parents for one in ancestors(extents, parent))}
 
 
 def joined(extents: dict[int, Extent], *members: str) -> Group:
@@ -124,6 +130,20 @@ def test_children_begin_when_their_parent_was_read_out() -> None:
     assert group.shards_of("a") == [1, 2] and group.finished == {0}
 
 
+def test_grandchildren_wait_also_where_the_shard_between_was_closed_before_it_had_a_record() -> None:
+    extents = shards(1)
+    split(extents, 0, end=0)
+    split(extents, 2)
+    group = joined(extents, "a")
+    assert group.shards_of("a") == [0] and group.finished == set()
+    group.checkpoint("a", 0, number_of(group, 0), 99, extents[0])
+    group.balance(extents.values())
+    assert group.shards_of("a") == [0]
+    group.checkpoint("a", 0, number_of(group, 0), 100, extents[0])
+    group.balance(extents.values())
+    assert group.shards_of("a") == [1, 3, 4] and group.finished == {0, 2}
+
+
 def test_a_shard_that_is_closed_after_its_last_checkpoint_is_finished_too() -> None:
     extents = shards(1)
     group = joined(extents, "a")
@@ -154,7 +174,8 @@ def test_a_group_is_restored_as_it_was() -> None:
 @settings(max_examples=200, deadline=None)
 @given(
     st.lists(
-        st.tuples(st.sampled_from("abcde"), st.sampled_from(["join", "leave", "release", "read", "split", "wait"])), max_size=40
+        st.tuples(st.sampled_from("abcde"), st.sampled_from(["join", "leave", "release", "read", "split", "open", "wait"])),
+        max_size=40,
     )
 )
 def test_whatever_members_do_shards_are_shared_evenly_and_in_order(steps: list[tuple[str, str]]) -> None:
@@ -177,8 +198,9 @@ def test_whatever_members_do_shards_are_shared_evenly_and_in_order(steps: list[t
         elif what == "read":
             for shard in group.shards_of(member):
                 assert group.checkpoint(member, shard, number_of(group, shard), extents[shard].end, extents[shard])
-        elif what == "split" and len(extents) < 12:
-            split(extents, max(shard for shard, extent in extents.items() if extent.range.is_open))
+        elif what in ("split", "open") and len(extents) < 12:
+            end = 100 if what == "split" else 0
+            split(extents, max(shard for shard, extent in extents.items() if extent.range.is_open), end)
         for silent in [name for name, one in group.members.items() if one.deadline_ms <= now_ms]:
             owners = {shard: owner for shard, owner in owners.items() if owner != silent}
         group.expire(now_ms)
@@ -188,7 +210,8 @@ def test_whatever_members_do_shards_are_shared_evenly_and_in_order(steps: list[t
         for shard, lease in group.leases.items():
             # A lease goes on until its owner gave it up, was given up itself, or had read it out.
             assert owners.setdefault(shard, lease.member) == lease.member
-            assert all(parent in group.finished for parent in extents[shard].range.parents)
+            for one in ancestors(extents, shard):
+                assert one in group.finished and group.positions.get(one, 0) >= extents[one].end
     settle(group, extents)
     if group.members:
         loads = [len(group.shards_of(name)) for name in group.members]

@@ -1,10 +1,11 @@
 """A consumer group as a state machine: members, leases, checkpoints.
 
 Each shard of the stream that can be read is leased to one member at a time. A shard can be read once all its parents have
-been read out by the group, so that records of one key are processed in order over splits and merges. Members say that they
-live (`heartbeat`); one that is silent for its session loses its leases. When members come or go, leases move so that nobody
-has two more than another: the owner is asked to give a lease up, and only when it has, or its session has ended, another gets
-it. So two members never have one shard. (Kinesis: the leases of the Kinesis Client Library, without its table.)
+been read out by the group, and theirs before them (a parent may have been closed without a record), so that records of one key
+are processed in order over splits and merges. Members say that they live (`heartbeat`); one that is silent for its session loses
+its leases. When members come or go, leases move so that nobody has two more than another: the owner is asked to give a lease up,
+and only when it has, or its session has ended, another gets it. So two members never have one shard. (Kinesis: the leases of the
+Kinesis Client Library, without its table.)
 
 What is durable (`to_stored`) are checkpoints, finished shards and who has which lease; when members were last heard of is not:
 a restart gives each a whole session again. Nothing here waits; `now_ms` is wall-clock milliseconds.
@@ -143,9 +144,11 @@ class Group:
         self.finished &= known.keys()
         for shard in [shard for shard in self.leases if shard not in known]:
             self._free(shard)
-        for shard, extent in known.items():
-            # (A shard that was closed after its last record was processed: nobody has to say so again.)
-            if shard not in self.finished and extent.is_finished_at(max(self.positions.get(shard, 0), extent.trimmed)):
+        for shard, extent in sorted(known.items()):  # parents before their children
+            # (A shard that was closed after its last record was processed: nobody has to say so again. One that never had a
+            # record is as little done with as its parents, for its children wait for it alone.)
+            position = max(self.positions.get(shard, 0), extent.trimmed)
+            if extent.is_finished_at(position) and self._can_begin(extent, known):
                 self._finish(shard)
         loads = dict.fromkeys(sorted(self.members), 0)
         for shard, lease in list(self.leases.items()):
