@@ -331,8 +331,9 @@ class FakeBroker:
                     reply = error
                 if fault is AFTER:
                     link.drop()
-                elif fault is HOLD and isinstance(reply, Message):
-                    data = link.connection.reply(request.operation.code, request.correlation, reply)
+                elif fault is HOLD and reply is not None:
+                    answer = link.connection.error if isinstance(reply, PenstockError) else link.connection.reply
+                    data = answer(request.operation.code, request.correlation, reply)  # type: ignore[arg-type]  # each its own
                     self._held.append((link, data, request.correlation))
                 elif fault is not SILENT and reply is not None:
                     self._answer(link, request, reply)

@@ -135,6 +135,34 @@ async def test_a_split_and_a_merge_in_the_middle_are_followed_in_order(broker: S
         assert numbers == list(range(key, 2_000, 10))
 
 
+@pytest.mark.parametrize("many", [False, True])
+async def test_what_is_known_of_a_split_before_its_shard_has_answered_overtakes_nothing(broker: StreamBroker, many: bool) -> None:
+    stream = broker.stream("two", 2)
+    middle = stream.shards[1].low
+    async with AsyncClient(broker.url) as client:
+        async with client.stream("two").producer(linger=0) as producer:
+            await producer.put(b"before", "k", hash_key=0)
+            await producer.flush()
+            broker.split("two", 0)
+            broker.split("two", 1)
+            broker.fault("PutRecords", HOLD)
+            await producer.put(b"first", "k", hash_key=middle)  # its shard is closed, which is told late
+            await broker.until(lambda: len(frames(broker)) == 2)
+            await producer.put(b"x", "k", hash_key=0)  # this one hears of the new shards meanwhile
+            await broker.until(lambda: len(broker.asked("ListShards")) == 3)
+            await turns()
+            for number in range(3):
+                if many:
+                    await producer.put_many([OutgoingRecord(b"later %d" % number, "k", middle)])
+                else:
+                    await producer.put(b"later %d" % number, "k", hash_key=middle)
+                await turns()
+            broker.release_held()
+        assert producer.delivered == 6
+    assert [one for one, _ in stream.shards[4].records] == [b"first", b"later 0", b"later 1", b"later 2"]
+    assert b"x" in [one for one, _ in stream.records]
+
+
 async def test_put_waits_while_the_buffer_is_full(broker: StreamBroker) -> None:
     broker.fault("PutRecords", HOLD)
     put = 0

@@ -140,7 +140,7 @@ class AsyncProducer:
             with self._link.mutex:
                 room = self._room_for(size_bytes)
                 if room is None:
-                    shards = self._stream.shard_map.current or shards
+                    shards = self._lanes.route(shards)
                     self._lanes.join(shards.shard_of(key, explicit), content, key, explicit, size_bytes)
                     return
             await room.wait_for(LOOK_SECONDS)
@@ -179,7 +179,7 @@ class AsyncProducer:
                         taken = columns.pick([place for place in range(len(columns)) if place not in problems])
                         self.buffered_bytes -= columns.size_bytes - taken.size_bytes
                         columns = taken
-                    for shard, _, some in shards.group(columns):
+                    for shard, _, some in self._lanes.route(shards).group(columns):
                         self._lanes.extend(shard, some)
                     return
             await room.wait_for(LOOK_SECONDS)

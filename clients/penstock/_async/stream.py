@@ -79,7 +79,7 @@ class AsyncStream:
         if problem is not None:
             raise problem
         with self.link.mutex:
-            shards = self.shard_map.current or shards
+            shards = self._lanes.route(shards)
             batch, place = self._lanes.join(shards.shard_of(key, explicit), content, key, explicit, size_bytes)
         await batch.done.wait()
         return batch.result(place)

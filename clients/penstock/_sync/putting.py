@@ -6,7 +6,9 @@ themselves under load. With one on its way at a time (`ordered`), which is what 
 order over lost connections and failed commits; several at once are for callers who wait for each record anyway.
 
 When a shard is closed (split, merged), its lane stops; the shards are listed anew, and everything that stands in the lane is
-grouped again, in its order. Everything here runs under the link's mutex, or is called back by the link.
+grouped again, in its order. Others may have been closed with it, whose answers are still to come: until they are here, records
+are grouped by the shards of before and wait in those lanes (`route`), for what is put later must not overtake what comes back.
+Everything here runs under the link's mutex, or is called back by the link.
 """
 
 from __future__ import annotations
@@ -126,9 +128,10 @@ class PutBatch:
 
 
 class Lane:
-    """The batches of one shard. `held`: the shard is closed, or said that a record is too large, and is being asked about."""
+    """The batches of one shard. `held`: it sends nothing, for the shard is closed, or said that a record is too large.
+    `asked`: the shards are being listed anew for it."""
 
-    __slots__ = ("full", "held", "looks", "on_the_way", "open", "sending", "shard")
+    __slots__ = ("asked", "full", "held", "looks", "on_the_way", "open", "sending", "shard")
 
     def __init__(self, shard: int) -> None:
         self.shard = shard
@@ -137,6 +140,7 @@ class Lane:
         self.on_the_way = 0
         self.sending = False
         self.held = False
+        self.asked = False
         self.looks = 0
 
     def drain(self) -> list[PutBatch]:
@@ -181,6 +185,7 @@ class Lanes:
         self._on_done = on_done
         self._on_open = on_open
         self._lanes: dict[int, Lane] = {}
+        self._route: ShardMap | None = None
         self._operation = operation_of(wire.PutRecords("", 0, 0, 0, 0, b""))
 
     def limit_bytes(self, wanted: int) -> int:
@@ -188,6 +193,14 @@ class Lanes:
         return min(wanted, self._link.max_frame_bytes - FRAME_RESERVE)
 
     # What callers do; under the mutex
+
+    def route(self, known: ShardMap) -> ShardMap:
+        """The shards to group records by: those known last, or the ones before while something is on its way to one that is
+        closed by now. `known`: what the caller found, if nothing is known here."""
+        if self._route is not self._shards.current:
+            for batch, problem in self._follow():
+                self.answer(batch, -1, problem)
+        return self._route or known
 
     def join(self, shard: int, data: bytes, key: str, explicit: bytes | None, size_bytes: int) -> tuple[PutBatch, int]:
         """Puts a record into the shard's open batch; sends it if nothing holds it back."""
@@ -275,6 +288,10 @@ class Lanes:
             lane = self._lanes[shard] = Lane(shard)
         return lane
 
+    def _is_gone(self, shard: int) -> bool:
+        """Whether a shard is closed, as far as is known."""
+        return self._shards.current is not None and shard not in self._shards.current.ids
+
     def _begin(self, batch: PutBatch) -> None:
         """The first record comes into a batch."""
         now = backend.monotonic()
@@ -324,14 +341,20 @@ class Lanes:
                 self._sequences.done(number)
                 lane.on_the_way -= 1
                 again = isinstance(error, (ShardClosed, RecordTooLarge)) and batch.refusal is None
+                refused: list[tuple[PutBatch, PenstockError]] = []
                 if again:
                     batch.refusal = error
                     lane.full.appendleft(batch)
+                if self._is_gone(lane.shard):
+                    refused = self._follow()
+                elif again:
                     self._hold(lane)
                 else:
                     self._pump(lane)
             if not again:
                 self.answer(batch, reply.first if isinstance(reply, wire.PutReply) else -1, error)
+            for one, problem in refused:
+                self.answer(one, -1, problem)
 
         def make() -> Request:
             message = wire.PutRecords(
@@ -352,35 +375,56 @@ class Lanes:
     # Shards that are closed
 
     def _hold(self, lane: Lane) -> None:
-        if not lane.held:
-            lane.held = True
+        lane.held = True
+        if not lane.asked:
+            lane.asked = True
             self._shards.refresh(lambda error: self._refreshed(lane, error))
 
     def _refreshed(self, lane: Lane, error: PenstockError | None) -> None:
         """The shards were listed anew."""
         refused: list[tuple[PutBatch, PenstockError]] = []
         with self._link.mutex:
+            if self._lanes.get(lane.shard) is not lane:  # it was emptied as another heard of the new shards
+                return
             shards = self._shards.current
             assert shards is not None
-            closed = any(isinstance(one.refusal, ShardClosed) for one in lane.full)
-            if error is None and closed and lane.shard in shards.ids:
+            if error is None and lane.shard in shards.ids and any(isinstance(one.refusal, ShardClosed) for one in lane.full):
                 lane.looks += 1
                 if lane.looks < CLOSED_LOOKS:
                     self._link.after_pause(lambda: self._shards.refresh(lambda problem: self._refreshed(lane, problem)))
                     return
                 error = ShardClosed(f"shard {lane.shard} takes no records, and is listed as open")
-            lane.held = False
+            lane.asked = False
             lane.looks = 0
-            batches = lane.drain()
-            if lane.shard not in shards.ids and not lane.on_the_way:
-                del self._lanes[lane.shard]
-            for batch in batches:
-                if error is None:
-                    refused += self._regroup(shards, batch)
-                else:
-                    refused.append((batch, error))
+            if error is None and lane.shard not in shards.ids:
+                refused = self._follow()
+            else:
+                lane.held = False
+                for batch in lane.drain():
+                    if error is None:
+                        refused += self._regroup(shards, batch)
+                    else:
+                        refused.append((batch, error))
         for batch, problem in refused:
             self.answer(batch, -1, problem)
+
+    def _follow(self) -> list[tuple[PutBatch, PenstockError]]:
+        """Goes over to the shards known last, once nothing is on its way to those that are closed. Returns what can't be sent."""
+        shards = self._shards.current
+        assert shards is not None
+        gone = [lane for lane in self._lanes.values() if lane.shard not in shards.ids]
+        for lane in gone:
+            lane.held = True
+        if any(lane.on_the_way for lane in gone):
+            return []
+        self._route = shards
+        batches = [batch for lane in gone for batch in lane.drain()]
+        for lane in gone:
+            del self._lanes[lane.shard]
+        refused: list[tuple[PutBatch, PenstockError]] = []
+        for batch in batches:
+            refused += self._regroup(shards, batch)
+        return refused
 
     def _regroup(self, shards: ShardMap, batch: PutBatch) -> list[tuple[PutBatch, PenstockError]]:
         """Sends the records of a batch to where they belong now; returns what can't be sent."""

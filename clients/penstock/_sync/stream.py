@@ -86,7 +86,7 @@ class Stream:
         if problem is not None:
             raise problem
         with self.link.mutex:
-            shards = self.shard_map.current or shards
+            shards = self._lanes.route(shards)
             batch, place = self._lanes.join(shards.shard_of(key, explicit), content, key, explicit, size_bytes)
         batch.done.wait()
         return batch.result(place)
