@@ -38,6 +38,7 @@ from penstock_broker.queues.queue import Budget
 from penstock_broker.session import Session, SessionLimits
 from penstock_broker.stream_admin import StreamAdmin
 from penstock_broker.stream_catalog import StreamCatalog
+from penstock_broker.stream_consumers import StreamConsumers
 from penstock_broker.stream_groups import StreamGroups
 from penstock_broker.stream_service import StreamService
 from penstock_broker.streams.shard import Shard
@@ -131,6 +132,8 @@ class Broker:
         self.keyring = Keyring(self._sealing_key, await ports.in_thread(store.load_credentials))
         admin = QueueAdmin(self.queues, store, ports, self._start)
         stream_admin = StreamAdmin(self.streams, self.stream_groups, store, ports)
+        consumers = StreamConsumers(self.streams, stream_admin, store, ports, self.counters, self._start)
+        self.stream_consumers = self.streams.consumers = consumers
         keys = KeyAdmin(self.keyring, self.lane, ports)
         handlers: dict[str, Handler] = {
             "Ping": _ping,
@@ -174,6 +177,11 @@ class Broker:
             "DescribeGroup": self.stream_groups.describe,
             "ResetGroup": self.stream_groups.reset,
             "DeleteGroup": self.stream_groups.delete,
+            "RegisterStreamConsumer": consumers.register,
+            "DescribeStreamConsumer": consumers.describe,
+            "ListStreamConsumers": consumers.list_consumers,
+            "DeregisterStreamConsumer": consumers.deregister,
+            "SubscribeToShard": consumers.subscribe,
         }
         self.handlers = handlers
         self.dispatcher = Dispatcher(handlers, self.queues, self.streams, self.lane, self._start)

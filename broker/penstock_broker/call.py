@@ -37,6 +37,9 @@ class Answerer(Protocol):
     def push(self, call: Call, message: Message) -> None:
         """Sends a push that belongs to the call."""
 
+    def push_body(self, call: Call, body: bytes) -> None:
+        """The same of a message that is encoded already: several connections may share its bytes."""
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Caller:
@@ -80,6 +83,11 @@ class Call:
         """Sends one of many answers; nothing after the last."""
         if not self.answered:
             self.session.push(self, message)
+
+    def push_body(self, body: bytes) -> None:
+        """The same of a message that is encoded already."""
+        if not self.answered:
+            self.session.push_body(self, body)
 
 
 class NotReady(Exception):

@@ -16,7 +16,7 @@ from penstock_broker.call import Answerer, Call, NotReady
 from penstock_broker.lane import Lane
 from penstock_broker.queue_service import QueueService
 from penstock_broker.runtime import Waiter
-from penstock_broker.stream_service import ReadWaiter, StreamService
+from penstock_broker.stream_service import ReadWaiter, StreamService, Subscriber
 
 log = structlog.get_logger()
 
@@ -91,20 +91,24 @@ class Dispatcher:
             self._end(call.waiter)
         elif call.preparing and call.operation.waits:
             # It would only begin to wait once its queue is loaded.
-            if call.operation.pushes:
+            if call.operation.reply is Empty:
                 call.reply(Empty())
             else:
                 call.fail(Cancelled())
 
     def credit(self, call: Call, count: int) -> None:
-        """The client gives a consumer credit."""
+        """The client gives a consumer or a subscription credit."""
         if isinstance(call.waiter, Waiter):
             self._queues.credit(call.waiter, count)
+        elif isinstance(call.waiter, Subscriber):
+            self._streams.consumers.credit(call.waiter, count)
 
     def room(self, call: Call) -> None:
         """The connection of a parked call has room again."""
         if isinstance(call.waiter, Waiter):
             self._queues.unpark(call.waiter)
+        elif isinstance(call.waiter, Subscriber):
+            self._streams.consumers.unpark(call.waiter)
 
     def drain(self, call: Call) -> None:
         """Ends what waits. What was served already is answered when its commit is durable."""
@@ -117,9 +121,11 @@ class Dispatcher:
         if call.waiter is not None:
             self._end(call.waiter)
 
-    def _end(self, waiter: Waiter | ReadWaiter, error: PenstockError | None = None) -> None:
+    def _end(self, waiter: Waiter | ReadWaiter | Subscriber, error: PenstockError | None = None) -> None:
         if isinstance(waiter, ReadWaiter):
             self._streams.end_waiter(waiter, error)
+        elif isinstance(waiter, Subscriber):
+            self._streams.consumers.end(waiter, error or Cancelled())
         else:
             self._queues.end_waiter(waiter, error)
 

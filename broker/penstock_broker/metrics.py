@@ -89,6 +89,7 @@ class BrokerCollector(Collector):
         yield from self._queues()
         yield from self._streams()
         yield from self._groups()
+        yield from self._consumers()
         yield from self._requests()
         yield from self._store_metrics()
 
@@ -205,6 +206,32 @@ class BrokerCollector(Collector):
             members.add_metric(["", "", OTHER, OTHER], rest_members)
             lag.add_metric(["", "", OTHER, OTHER], rest_lag)
         yield from (members, lag)
+
+    def _consumers(self) -> Iterable[Metric]:
+        consumers = self._broker.stream_consumers
+        labels = ["account", "region", "stream", "consumer"]
+        subscriptions = GaugeMetricFamily(
+            "penstock_stream_consumer_subscriptions", "Shards that are pushed to the registered consumer", labels=labels
+        )
+        lag = GaugeMetricFamily(
+            "penstock_stream_consumer_lag_records", "Records of those that were not pushed to it yet", labels=labels
+        )
+        rest_subscriptions = rest_lag = told = 0
+        for stream in sorted(self._broker.stream_catalog, key=lambda one: one.resource_id):
+            for name in sorted(stream.consumers):
+                shards, behind = consumers.lag(stream, name)
+                told += 1
+                if told > self._max_queues:
+                    rest_subscriptions += shards
+                    rest_lag += behind
+                    continue
+                names = [stream.place.account, stream.place.region, stream.name, name]
+                subscriptions.add_metric(names, shards)
+                lag.add_metric(names, behind)
+        if told > self._max_queues:
+            subscriptions.add_metric(["", "", OTHER, OTHER], rest_subscriptions)
+            lag.add_metric(["", "", OTHER, OTHER], rest_lag)
+        yield from (subscriptions, lag)
 
     def _requests(self) -> Iterable[Metric]:
         counters = self._broker.counters

@@ -282,6 +282,12 @@ class Session:
         if call.correlation in self._calls:
             self._send(self._connection.push(call.operation.code, call.correlation, message))
 
+    def push_body(self, call: Call, body: bytes) -> None:
+        """See call.Answerer."""
+        if call.correlation in self._calls:
+            self._send(self._connection.push_header(call.operation.code, call.correlation, body))
+            self._send(body)
+
     @property
     def max_frame_bytes(self) -> int:
         """See call.Answerer."""

@@ -160,19 +160,19 @@ class StreamAdmin:
         """SetStreamSettings."""
         record = self._service.stream(call.caller, request.stream)
         new = dataclasses.replace(record, settings=settings.changed(record.settings, request.settings))
-        self._change(call, record, new, lambda: call.reply(self._description(self._current(record))))
+        self.change(call, record, new, lambda: call.reply(self._description(self._current(record))))
 
     def tag(self, call: Call, request: TagStream) -> None:
         """TagStream."""
         record = self._service.stream(call.caller, request.stream)
         new = dataclasses.replace(record, tags=merged_tags(record.tags, request.tags))
-        self._change(call, record, new, lambda: call.reply(Empty()))
+        self.change(call, record, new, lambda: call.reply(Empty()))
 
     def untag(self, call: Call, request: UntagStream) -> None:
         """UntagStream."""
         record = self._service.stream(call.caller, request.stream)
         tags = {key: value for key, value in record.tags.items() if key not in request.keys}
-        self._change(call, record, dataclasses.replace(record, tags=tags), lambda: call.reply(Empty()))
+        self.change(call, record, dataclasses.replace(record, tags=tags), lambda: call.reply(Empty()))
 
     # Shards
 
@@ -295,7 +295,7 @@ class StreamAdmin:
             raise ResourceBusy(f"stream {record.name!r} is being changed; one change at a time")
         self._changing.add(record.resource_id)
 
-    def _change(self, call: Call, record: StreamRecord, new: StreamRecord, answer: Callable[[], None]) -> None:
+    def change(self, call: Call, record: StreamRecord, new: StreamRecord, answer: Callable[[], None]) -> None:
         """Puts a changed record in force once it is durable."""
         self._service.lane.check_adds()
         self._begin(record)

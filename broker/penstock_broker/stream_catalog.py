@@ -83,6 +83,8 @@ class StreamRecord:
     modified_ms: int
     next_shard: int
     shards: dict[int, ShardRecord] = dataclasses.field(default_factory=dict)
+    consumers: dict[str, int] = dataclasses.field(default_factory=dict)
+    """When each registered consumer was registered, by its name. They are part of the stream's row: they go with it."""
 
     @property
     def arn(self) -> str:
@@ -105,6 +107,8 @@ class StreamRecord:
             "tags": self.tags,
             "next_shard": self.next_shard,
         }
+        if self.consumers:
+            attributes["consumers"] = self.consumers
         return ResourceRow(
             self.resource_id,
             self.place.account,
@@ -133,6 +137,7 @@ class StreamRecord:
             row.created_ms,
             row.modified_ms,
             values["next_shard"],
+            consumers=values.get("consumers", {}),
         )
 
 

@@ -13,6 +13,7 @@ import dataclasses
 import heapq
 import itertools
 from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
 
 import structlog
 import trio
@@ -40,6 +41,10 @@ from penstock_broker.stream_catalog import ShardRecord, StreamCatalog, StreamRec
 from penstock_broker.streams import batches, iterators, limits
 from penstock_broker.streams.iterators import Iterators
 from penstock_broker.streams.shard import Shard, part_of
+from penstock_broker.streams.subscription import Subscription
+
+if TYPE_CHECKING:
+    from penstock_broker.stream_consumers import StreamConsumers
 
 log = structlog.get_logger()
 
@@ -58,6 +63,8 @@ class ShardRuntime:
 
     shard: Shard
     waiters: dict[ReadWaiter, None] = dataclasses.field(default_factory=dict)
+    subscribers: dict[str, Subscriber] = dataclasses.field(default_factory=dict)
+    """Whom its records are pushed to, by the name of the registered consumer."""
     used: int = 0
     dropped: bool = False
     tip_bytes: int = 0
@@ -77,6 +84,20 @@ class ReadWaiter:
     deadline_ms: int
 
 
+@dataclasses.dataclass(slots=True, eq=False)
+class Subscriber:
+    """A registered consumer that the records of a shard are pushed to (`stream_consumers.py`)."""
+
+    call: Call
+    runtime: ShardRuntime
+    consumer: str
+    subscription: Subscription
+    loading: bool = False
+    """Whether its next records are on their way from the store."""
+    parked: bool = False
+    """Whether it waits for its connection to have room."""
+
+
 class StreamService:
     """See the module. `start(function, *arguments)` starts a background task of the server."""
 
@@ -91,6 +112,7 @@ class StreamService:
     ) -> None:
         self.catalog = catalog
         self.lane: Lane
+        self.consumers: StreamConsumers
         self.runtimes: dict[LogId, ShardRuntime] = {}
         self._store = store
         self._ports = ports
@@ -198,6 +220,8 @@ class StreamService:
             return
         if woke and runtime.waiters:
             self._serve(runtime)
+        if woke and runtime.subscribers:
+            self.consumers.serve(runtime)
         if shard.is_dirty:
             self.lane.touch(shard)
         if woke:
@@ -219,6 +243,8 @@ class StreamService:
             waiter.call.waiter = None
             waiter.call.fail(error)
         runtime.waiters.clear()
+        for subscriber in list(runtime.subscribers.values()):
+            self.consumers.end(subscriber, error)
 
     def drop_all(self, error: PenstockError) -> None:
         """Forgets every loaded shard, and those that are being loaded."""
@@ -271,21 +297,20 @@ class StreamService:
     def open_iterator(self, call: Call, request: OpenIterator) -> None:
         """OpenIterator."""
         record = self.shard_record(self.stream(call.caller, request.stream), request.shard)
-        if request.start not in STARTS:
-            raise InvalidRequest(f"start = {request.start[:50]!r}; it must be one of {', '.join(STARTS)}")
-        shard = self.runtime(record).shard
-        if request.start == "time":
+        position = self.place(record, request.start, request.position)
+        if position is None:
             self._start(self._find_time, call, record.log_id, request.position)
-            return
-        if request.start in ("at", "after") and request.position > shard.end:
-            raise InvalidRequest(f"position = {request.position}; the shard ends before {shard.end}")
-        position = {
-            "trim_horizon": shard.trimmed,
-            "latest": shard.end,
-            "at": request.position,
-            "after": request.position + 1,
-        }[request.start]
-        call.reply(self._iterator(record.log_id, position))
+        else:
+            call.reply(self._iterator(record.log_id, position))
+
+    def place(self, record: ShardRecord, start: str, position: int) -> int | None:
+        """Where reading a shard begins; None for a time, which has to be searched for. InvalidRequest when it is no place."""
+        if start not in STARTS:
+            raise InvalidRequest(f"start = {start[:50]!r}; it must be one of {', '.join(STARTS)}")
+        shard = self.runtime(record).shard
+        if start in ("at", "after") and position > shard.end:
+            raise InvalidRequest(f"position = {position}; the shard ends before {shard.end}")
+        return {"trim_horizon": shard.trimmed, "latest": shard.end, "at": position, "after": position + 1}.get(start)
 
     def _iterator(self, log_id: LogId, position: int) -> Iterator:
         return Iterator(self._iterators.issue(iterators.Place(log_id, position), self._ports.now_ms()))
@@ -399,6 +424,7 @@ class StreamService:
         if runtime is not None:
             runtime.shard.seal()
             self._serve(runtime)
+            self.consumers.serve(runtime)
 
     async def _read_older(self, call: Call, runtime: ShardRuntime, position: int, request: ReadRecords) -> None:
         """Reads from the store, once the connection has room for it."""
@@ -415,7 +441,7 @@ class StreamService:
         try:
             rows = await self._ports.in_thread(self._store.load_stream, shard.log_id, position, READ_SEGMENTS, max_bytes)
             self._counters.loads += 1
-            runs, behind = _runs_of(rows, position, end, request.max_records, max_bytes)
+            runs, behind = runs_of(rows, position, end, request.max_records, max_bytes)
             self._reply(call, runtime, position, runs, behind)
         except StoreError as error:
             self._counters.load_errors += 1
@@ -435,12 +461,8 @@ class StreamService:
         over = shard.read_out(position)
         following = b"" if over else self._iterators.issue(iterators.Place(shard.log_id, position), now_ms)
         children = stream.children_of(record.range.shard) if over else []
-        behind_ms = shard.behind_ms(position, now_ms)
-        if behind_ms is None:
-            # (What is not in memory is older than what is, and no older than what was just read.)
-            behind_ms = max(1, now_ms - runs[-1].arrived_ms) if runs else 1
-        shard.counters.records_out += sum(batch.count for run in runs for batch in run.batches)
-        shard.counters.bytes_out += sum(batch.size_bytes for run in runs for batch in run.batches)
+        behind_ms = behind_of(shard, position, runs, now_ms)
+        count_out(shard, runs)
         call.reply(Records(record.range.shard, max(start, shard.trimmed), runs, following, behind_ms, children))
 
     # Time
@@ -517,7 +539,24 @@ class StreamService:
             self.drop(runtime, ShardDoesNotExist("the shard's last record has aged out"))
 
 
-def _runs_of(rows: list[SegmentRow], position: int, end: int, max_records: int, max_bytes: int) -> tuple[list[RecordRun], int]:
+def behind_of(shard: Shard, position: int, runs: list[RecordRun], now_ms: int) -> int:
+    """How long ago the record at `position`, behind what was just read, arrived; 0 at the tip."""
+    behind_ms = shard.behind_ms(position, now_ms)
+    if behind_ms is None:
+        # (What is not in memory is older than what is, and no older than what was just read.)
+        behind_ms = max(1, now_ms - runs[-1].arrived_ms) if runs else 1
+    return behind_ms
+
+
+def count_out(shard: Shard, runs: list[RecordRun]) -> int:
+    """Counts what leaves; how many records that is."""
+    records = sum(batch.count for run in runs for batch in run.batches)
+    shard.counters.records_out += records
+    shard.counters.bytes_out += sum(batch.size_bytes for run in runs for batch in run.batches)
+    return records
+
+
+def runs_of(rows: list[SegmentRow], position: int, end: int, max_records: int, max_bytes: int) -> tuple[list[RecordRun], int]:
     """What a read takes of stored segments, and the sequence number behind it: the end where none is stored up to there, for then
     a crash left a gap."""
     runs: list[RecordRun] = []

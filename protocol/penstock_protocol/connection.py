@@ -34,8 +34,6 @@ from penstock_protocol.session_messages import ErrorReply
 
 HELLO = 1
 AUTHENTICATE = 2
-RECEIVE_MESSAGES = 25
-"""A push is what this operation answers."""
 
 
 class State(enum.Enum):
@@ -80,16 +78,16 @@ class Answer:
     body: bytes
 
     def message(self) -> Message:
-        """The typed reply of its operation (for a push: a ReceiveReply). Raises what an ERROR frame carries."""
+        """The typed reply of its operation (for a push: what it pushes). Raises what an ERROR frame carries."""
         if self.kind is Kind.ERROR:
             raise ErrorReply.from_wire(decode(self.body)).to_error()
         operation = BY_CODE.get(self.operation)
         if operation is None:
             raise ProtocolError(f"reply to unknown operation {self.operation}")
         if self.kind is Kind.PUSH:
-            if not operation.pushes:
+            if operation.push is None:
                 raise ProtocolError(f"{operation.name} has no pushes")
-            operation = BY_CODE[RECEIVE_MESSAGES]
+            return operation.push.from_wire(decode(self.body, MAX_REPLY_ELEMENTS))
         return operation.reply.from_wire(decode(self.body, MAX_REPLY_ELEMENTS))
 
 
@@ -216,6 +214,10 @@ class ServerConnection:
     def push(self, operation: int, correlation: int, message: Message) -> bytes:
         """The bytes of a push."""
         return pack_frame(Kind.PUSH, operation, correlation, message.encode())
+
+    def push_header(self, operation: int, correlation: int, body: bytes) -> bytes:
+        """What stands before a push whose body is encoded already, for several connections share it."""
+        return HEADER.pack(len(body), Kind.PUSH, 0, operation, correlation)
 
     def error(self, operation: int, correlation: int, error: PenstockError) -> bytes:
         """The bytes of a failed reply."""

@@ -322,6 +322,18 @@ class MemberExpired(PenstockError):
     advice = "The member was silent for longer than its session, and its shards may be another's: drop them, and join again."
 
 
+class StreamConsumerDoesNotExist(PenstockError):
+    code = 311
+    fault = Fault.CALLER
+    advice = "Register the consumer with the stream first, or look at its spelling; it may have been deregistered."
+
+
+class PositionTrimmed(PenstockError):
+    code = 312
+    fault = Fault.CALLER
+    advice = "Records from that sequence number on have aged out: nothing brings them back. Begin at trim_horizon, knowing that."
+
+
 TABLE: Final[dict[int, type[PenstockError]]] = {cls.code: cls for cls in PenstockError.__subclasses__()}
 """Every error by its number."""
 

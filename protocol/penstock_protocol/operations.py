@@ -25,7 +25,7 @@ class Permission(enum.Enum):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Operation:
-    """One row. `waits`: the reply may come much later (long poll). `pushes`: PUSH frames come before the reply.
+    """One row. `waits`: the reply may come much later (long poll). `push`: PUSH frames with that message come before the reply.
     `one_way`: there is no reply. `idempotent`: the same request again does no harm, so a client may retry it."""
 
     code: int
@@ -35,8 +35,13 @@ class Operation:
     permission: Permission
     idempotent: bool = False
     waits: bool = False
-    pushes: bool = False
+    push: type[Message] | None = None
     one_way: bool = False
+
+    @property
+    def pushes(self) -> bool:
+        """Whether PUSH frames come before the reply."""
+        return self.push is not None
 
 
 _P = Permission
@@ -62,7 +67,7 @@ OPERATIONS: Final[tuple[Operation, ...]] = (
     Operation(26, "DeleteMessages", queues.DeleteMessages, queues.ReceiptReply, _P.RECEIVE, idempotent=True),
     Operation(27, "ChangeVisibility", queues.ChangeVisibility, queues.ReceiptReply, _P.RECEIVE, idempotent=True),
     Operation(28, "PeekMessages", queues.PeekMessages, queues.PeekReply, _P.READ, idempotent=True),
-    Operation(29, "Consume", queues.Consume, session.Empty, _P.RECEIVE, waits=True, pushes=True),
+    Operation(29, "Consume", queues.Consume, session.Empty, _P.RECEIVE, waits=True, push=queues.ReceiveReply),
     Operation(30, "Credit", queues.Credit, session.Empty, _P.RECEIVE, one_way=True),
     Operation(31, "StartMoveTask", queues.StartMoveTask, queues.MoveTask, _P.MANAGE),
     Operation(32, "CancelMoveTask", queues.MoveTaskId, queues.MoveTask, _P.MANAGE, idempotent=True),
@@ -87,13 +92,27 @@ OPERATIONS: Final[tuple[Operation, ...]] = (
     Operation(66, "DescribeGroup", streams.GroupName, streams.GroupDescription, _P.READ, idempotent=True),
     Operation(67, "ResetGroup", streams.ResetGroup, streams.GroupDescription, _P.MANAGE, idempotent=True),
     Operation(68, "DeleteGroup", streams.GroupName, session.Empty, _P.MANAGE),
+    Operation(69, "RegisterStreamConsumer", streams.StreamConsumerName, streams.StreamConsumer, _P.MANAGE, idempotent=True),
+    Operation(70, "DescribeStreamConsumer", streams.StreamConsumerName, streams.StreamConsumer, _P.READ, idempotent=True),
+    Operation(71, "ListStreamConsumers", streams.StreamName, streams.StreamConsumers, _P.READ, idempotent=True),
+    Operation(72, "DeregisterStreamConsumer", streams.StreamConsumerName, session.Empty, _P.MANAGE),
+    Operation(
+        73,
+        "SubscribeToShard",
+        streams.SubscribeToShard,
+        streams.SubscriptionEnd,
+        _P.RECEIVE,
+        waits=True,
+        push=streams.PushedRecords,
+    ),
 )
 
 BY_CODE: Final = {operation.code: operation for operation in OPERATIONS}
 BY_REQUEST: Final = {
     operation.request: operation
     for operation in OPERATIONS
-    if operation.request not in (session.Empty, queues.QueueName, streams.StreamName, streams.GroupName)
+    if operation.request
+    not in (session.Empty, queues.QueueName, streams.StreamName, streams.GroupName, streams.StreamConsumerName)
 }
 BY_NAME: Final = {operation.name: operation for operation in OPERATIONS}
 

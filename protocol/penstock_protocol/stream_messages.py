@@ -336,3 +336,62 @@ class ResetGroup(Message):
     group: str
     start: str
     position: int = 0
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class StreamConsumerName(Message):
+    """Names a registered consumer of a stream."""
+
+    stream: str
+    consumer: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class StreamConsumer(Message):
+    """A registered consumer. `subscriptions`: how many shards are pushed to it now; `lag`: how many records of those it has not
+    been pushed yet."""
+
+    stream: str
+    consumer: str
+    arn: str
+    created_ms: int
+    subscriptions: int
+    lag: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class StreamConsumers(Message):
+    """The registered consumers of a stream, in name order."""
+
+    consumers: list[StreamConsumer]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class SubscribeToShard(Message):
+    """Has the records of a shard pushed to a registered consumer, as they come: never more than there is `credit` for, but for
+    the rest of a batch. `start` and `position` as in OpenIterator."""
+
+    stream: str
+    consumer: str
+    shard: int
+    credit: int
+    start: str = "latest"
+    position: int = 0
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class PushedRecords(Message):
+    """What a subscription pushes. Records before sequence number `start` are not meant. `next`: the sequence number to go on
+    with, also in another subscription. `behind_ms` as in Records."""
+
+    start: int
+    runs: list[RecordRun]
+    next: int
+    behind_ms: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class SubscriptionEnd(Message):
+    """The shard is closed, and everything in it was pushed: go on with `children`."""
+
+    children: list[int]

@@ -40,15 +40,18 @@ ALLOWED = {
               "ChangeVisibility", "PeekMessages", "Consume", "Credit", "StartMoveTask", "CancelMoveTask", "ListMoveTasks",
               "ListDeadLetterSources", "CreateStream", "DeleteStream", "ListStreams", "DescribeStream", "SetStreamSettings",
               "TagStream", "UntagStream", "ListShards", "SplitShard", "MergeShards", "SetShardCount", "PutRecords",
-              "OpenIterator", "ReadRecords", "GroupHeartbeat", "ListGroups", "DescribeGroup", "ResetGroup", "DeleteGroup"},
+              "OpenIterator", "ReadRecords", "GroupHeartbeat", "ListGroups", "DescribeGroup", "ResetGroup", "DeleteGroup",
+              "RegisterStreamConsumer", "DescribeStreamConsumer", "ListStreamConsumers", "DeregisterStreamConsumer",
+              "SubscribeToShard"},
     "reader": {"Ping", "Cancel", "ListQueues", "DescribeQueue", "PeekMessages", "ListMoveTasks", "ListDeadLetterSources",
-               "ListStreams", "DescribeStream", "ListShards", "ListGroups", "DescribeGroup"},
+               "ListStreams", "DescribeStream", "ListShards", "ListGroups", "DescribeGroup", "DescribeStreamConsumer",
+               "ListStreamConsumers"},
 }  # fmt: skip
 """Written down once more: an operation that is added gets a role in PROTOCOL.md first, then here."""
 ALLOWED["user"] = ALLOWED["admin"] - {"CreateKey", "ListKeys", "DeleteKey"}
 ALLOWED["producer"] = ALLOWED["reader"] | {"SendMessages", "PutRecords"}
 ALLOWED["consumer"] = ALLOWED["reader"] | {"ReceiveMessages", "DeleteMessages", "ChangeVisibility", "Consume", "Credit",
-                                           "OpenIterator", "ReadRecords", "GroupHeartbeat"}  # fmt: skip
+                                           "OpenIterator", "ReadRecords", "GroupHeartbeat", "SubscribeToShard"}  # fmt: skip
 
 SAMPLES: dict[str, Message] = {
     "Ping": s.Empty(),
@@ -92,6 +95,11 @@ SAMPLES: dict[str, Message] = {
     "DescribeGroup": st.GroupName("clicks", "team"),
     "ResetGroup": st.ResetGroup("clicks", "team", "latest"),
     "DeleteGroup": st.GroupName("clicks", "team"),
+    "RegisterStreamConsumer": st.StreamConsumerName("clicks", "new"),
+    "DescribeStreamConsumer": st.StreamConsumerName("clicks", "audit"),
+    "ListStreamConsumers": st.StreamName("clicks"),
+    "DeregisterStreamConsumer": st.StreamConsumerName("clicks", "audit"),
+    "SubscribeToShard": st.SubscribeToShard("clicks", "audit", 0, 1),
 }
 
 
@@ -105,6 +113,7 @@ async def _state(owner: Peer) -> list[object]:
         await owner.call(st.ListShards("clicks")),
         await owner.call(st.StreamName("clicks"), "ListGroups"),
         await owner.call(st.GroupName("clicks", "team"), "DescribeGroup"),
+        await owner.call(st.StreamName("clicks"), "ListStreamConsumers"),
         (await owner.call(s.Empty(), "ListKeys")),
     ]
 
@@ -123,6 +132,7 @@ async def test_a_role_may_do_what_its_permissions_say_and_nothing_else(operation
         await owner.send("jobs", b"kept")
         await owner.call(st.CreateStream("clicks", 2, tags=[q.Tag("team", "shop")]))
         await owner.call(st.GroupHeartbeat("clicks", "team", bytes(range(16)), joining=True))
+        await owner.call(st.StreamConsumerName("clicks", "audit"), "RegisterStreamConsumer")
         before = await _state(owner)
         peer = one.connect()
         await peer.log_in(*key)
@@ -133,8 +143,10 @@ async def test_a_role_may_do_what_its_permissions_say_and_nothing_else(operation
             await peer.wait(waiting)
             return  # what it names is always a request of the same connection, which was allowed
         correlation = await peer.say(SAMPLES[operation.name], operation.name)
-        if operation.pushes and allowed:
+        if operation.name == "Consume" and allowed:
             assert bodies_of((await peer.wait(correlation)).deliveries) == [b"kept"]
+        elif operation.pushes and allowed:
+            assert await peer.wait(correlation) == st.PushedRecords(0, [], 0, 0)
         elif allowed:
             try:
                 await peer.wait(correlation)

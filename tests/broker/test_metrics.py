@@ -119,6 +119,9 @@ async def _traffic(one: House) -> Peer:
     await client.send("short", b"expires")
     await trio.sleep(85)
     await _stream_traffic(client)
+    await client.call(st.StreamConsumerName("clicks", "audit"), "RegisterStreamConsumer")
+    shards = (await client.call(st.ListShards("clicks", state="open"))).shards
+    await client.wait(await client.say(st.SubscribeToShard("clicks", "audit", shards[0].shard, 1)))
     await trio.sleep(15)
     for message, expected in ((q.SendMessages("none", [b"x"]), QueueDoesNotExist), (q.DeleteMessages("jobs", []), BatchEmpty)):
         with pytest.raises(expected):
@@ -172,6 +175,8 @@ EXPECTED: list[tuple[str, dict[str, str], float]] = [
     ("penstock_stream_group_members", {"stream": "clicks", "group": "silent"}, 0),
     ("penstock_stream_group_lag_records", {"stream": "clicks", "group": "team"}, 2),
     ("penstock_stream_group_lag_records", {"stream": "clicks", "group": "silent"}, 0),
+    ("penstock_stream_consumer_subscriptions", {"stream": "clicks", "consumer": "audit"}, 1),
+    ("penstock_stream_consumer_lag_records", {"stream": "clicks", "consumer": "audit"}, 0),
     ("penstock_streams", {}, 2),
     ("penstock_shards_loaded", {}, 4),
     ("penstock_requests_total", {"operation": "PutRecords", "result": "ok"}, 2),
@@ -365,6 +370,25 @@ async def test_only_so_many_groups_have_series_of_their_own_and_lag_is_told_when
         for number in range(4):
             await client.call(st.GroupName("s", f"g{number}"), "DeleteGroup")
         assert "penstock_stream_group_members" not in _samples(_text(one.broker, one, max_queues=2))
+
+
+@on_jumping_clock
+async def test_registered_consumers_have_series_of_their_own_as_far_as_those_go() -> None:
+    async with house() as one:
+        client = await one.client()
+        await client.call(st.CreateStream("s", 2))
+        for number in range(4):
+            await client.call(st.StreamConsumerName("s", f"c{number}"), "RegisterStreamConsumer")
+            for shard in range(number):
+                await client.wait(await client.say(st.SubscribeToShard("s", f"c{number}", shard % 2, 1)))
+        await _put(client, "s", 0, b"a")
+        await _put(client, "s", 0, b"b", b"c")
+        samples = _samples(_text(one.broker, one, max_queues=3))
+        for family, values in (("subscriptions", [0, 1, 2, 2]), ("lag_records", [0, 2, 2, 2])):
+            found = {one.labels["consumer"]: one.value for one in samples[f"penstock_stream_consumer_{family}"]}
+            assert found == dict(zip(("c0", "c1", "c2", OTHER), values, strict=True))
+        await client.call(st.StreamName("s"), "DeleteStream")
+        assert "penstock_stream_consumer_subscriptions" not in _samples(_text(one.broker, one, max_queues=3))
 
 
 @on_jumping_clock

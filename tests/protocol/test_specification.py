@@ -175,6 +175,8 @@ def test_the_table_of_kinds_is_the_codes() -> None:
         ("7", limits.ITERATOR_MS // 60_000),
         ("7", limits.MAX_GROUPS),
         ("7", limits.MAX_MEMBERS),
+        ("7", limits.MAX_CONSUMERS),
+        ("7", limits.MAX_CREDIT),
         ("8", limits.MAX_NAME_LENGTH),
         ("8", limits.MAX_READ_RECORDS),
         ("8", limits.MAX_READ_BYTES),

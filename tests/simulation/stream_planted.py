@@ -291,7 +291,7 @@ BUGS: Final[dict[str, Bug]] = {
     "iterators never expire": _replaced(Iterators, "check", _never_expire, expiry=1.5, jump=0.0),
     "iterators expire early": _replaced(Iterators, "check", _expire_early, expiry=1.5, jump=0.0),
     "records that were not read are taken for a gap": _patched(
-        stream_service, "_runs_of", _skip_like_a_gap, small=(("TIP_BYTES", 1), ("READ_SEGMENTS", 1))
+        stream_service, "runs_of", _skip_like_a_gap, small=(("TIP_BYTES", 1), ("READ_SEGMENTS", 1))
     ),
     "a read from within a batch loses its rest": Bug(_without_rests),
     "a read from within a batch brings its beginning": _replaced(StreamService, "_reply", _from_the_batch),

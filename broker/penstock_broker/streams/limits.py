@@ -20,6 +20,8 @@ MAX_RESHARD_FACTOR: Final = 2
 ITERATOR_MS: Final = 5 * 60 * 1_000
 MAX_READ_RECORDS: Final = 10_000
 MAX_NAME_LENGTH: Final = 128
+MAX_CONSUMERS: Final = 20
+"""Registered with one stream."""
 
 # Ours.
 MIN_RETENTION_MS: Final = HOUR_MS
@@ -35,6 +37,11 @@ MAX_READ_BYTES: Final = 8 * 1_048_576
 MAX_WAIT_MS: Final = 20_000
 MAX_WAITERS: Final = 10_000
 """Reads that wait at the tip of one shard."""
+MAX_CREDIT: Final = 100_000
+"""Records that a subscription may be pushed."""
+PUSH_RECORDS: Final = 10_000
+PUSH_BYTES: Final = 1_048_576
+"""What one push brings, but for one batch at least."""
 
 # How records are kept.
 SEGMENT_RECORDS: Final = 10_000

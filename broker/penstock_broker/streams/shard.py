@@ -10,6 +10,7 @@ here waits; `now_ms` is wall-clock milliseconds.
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
 from collections import deque
 
@@ -156,10 +157,9 @@ class Shard:
         if not self._tip or position < self._tip[0].first:
             return None
         runs: list[RecordRun] = []
-        for segment in self._tip:
+        for place in range(self._place_of(position), len(self._tip)):
+            segment = self._tip[place]
             end = segment.first + segment.count
-            if end <= position:
-                continue
             run, position = part_of(segment.first, segment.arrived_ms, segment.batches, position, max_records, max_bytes)
             runs.append(run)
             max_records -= sum(one.count for one in run.batches)
@@ -179,10 +179,11 @@ class Shard:
             return 0
         if not self._tip or position < self._tip[0].first:
             return None
-        for segment in self._tip:
-            if position < segment.first + segment.count:
-                return max(1, now_ms - segment.arrived_ms)
-        return 0
+        return max(1, now_ms - self._tip[self._place_of(position)].arrived_ms)
+
+    def _place_of(self, position: int) -> int:
+        """Which segment of the tip holds `position`, or is the first behind it: a search by halves, for they may be many."""
+        return bisect.bisect_left(self._tip, position, key=lambda segment: segment.first + segment.count - 1)
 
     # Trimming
 
