@@ -19,6 +19,7 @@ from penstock._async.producer import AsyncProducer
 from penstock._async.queue import AsyncMessage, AsyncMoveTask, AsyncQueue
 from penstock._async.reader import AsyncReader
 from penstock._async.stream import AsyncStream
+from penstock._async.subscription import AsyncStreamConsumer, AsyncSubscription
 from penstock._async.worker import AsyncWorker
 from penstock._sync.client import Client
 from penstock._sync.consumer import Consumer
@@ -27,6 +28,7 @@ from penstock._sync.producer import Producer
 from penstock._sync.queue import Message, MoveTask, Queue
 from penstock._sync.reader import Reader
 from penstock._sync.stream import Stream
+from penstock._sync.subscription import StreamConsumer, Subscription
 from penstock._sync.worker import Worker
 from penstock.backoff import Backoff
 from penstock.errors import (
@@ -64,6 +66,7 @@ from penstock.errors import (
     OutcomeUnknown,
     Overloaded,
     PenstockError,
+    PositionTrimmed,
     ProtocolError,
     PurgeInProgress,
     PutFailed,
@@ -82,6 +85,7 @@ from penstock.errors import (
     ShardsNotAdjacent,
     SlowConsumer,
     StoreFailed,
+    StreamConsumerDoesNotExist,
     StreamDoesNotExist,
     TooManyInFlight,
     TooManyRequests,
@@ -103,6 +107,7 @@ from penstock.types import (
     ReceivedMessage,
     SentMessage,
     ShardInfo,
+    StreamConsumerInfo,
     StreamInfo,
     StreamSettings,
 )
@@ -118,6 +123,8 @@ __all__ = [
     "AsyncQueue",
     "AsyncReader",
     "AsyncStream",
+    "AsyncStreamConsumer",
+    "AsyncSubscription",
     "AsyncWorker",
     "Attribute",
     "AttributeValue",
@@ -166,6 +173,7 @@ __all__ = [
     "Overloaded",
     "PeekedMessage",
     "PenstockError",
+    "PositionTrimmed",
     "Producer",
     "ProtocolError",
     "PurgeInProgress",
@@ -198,9 +206,13 @@ __all__ = [
     "SlowConsumer",
     "StoreFailed",
     "Stream",
+    "StreamConsumer",
+    "StreamConsumerDoesNotExist",
+    "StreamConsumerInfo",
     "StreamDoesNotExist",
     "StreamInfo",
     "StreamSettings",
+    "Subscription",
     "TooManyInFlight",
     "TooManyRequests",
     "UnknownOperation",

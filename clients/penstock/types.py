@@ -444,6 +444,31 @@ class GroupDescription:
         )
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class StreamConsumerInfo:
+    """A registered consumer of a stream. `subscriptions`: how many shards are pushed to it now; `lag`: how many records of those
+    it has not been pushed yet, at most."""
+
+    stream: str
+    name: str
+    arn: str
+    created_at: datetime
+    subscriptions: int
+    lag: int
+
+    @classmethod
+    def of(cls, consumer: streams.StreamConsumer) -> StreamConsumerInfo:
+        """From its wire form."""
+        return cls(
+            consumer.stream,
+            consumer.consumer,
+            consumer.arn,
+            _time(consumer.created_ms),
+            consumer.subscriptions,
+            consumer.lag,
+        )
+
+
 class StreamSettings(TypedDict, total=False):
     """Settings of a stream, as create_stream and set take them; None is the default."""
 

@@ -470,6 +470,45 @@ def test_forget_asks_first_and_leaves_the_records(penstock: Penstock, name: str)
     assert penstock.json("stream", "forget", name, "g") == [{"deleted": "g", "stream": name}]
 
 
+# Registered consumers
+
+CONSUMER_KEYS = ["stream", "name", "arn", "created_at", "subscriptions", "lag"]
+
+
+def test_consumers_are_registered_listed_and_deregistered(penstock: Penstock, name: str, cli_broker: BrokerProcess) -> None:
+    assert penstock("stream", "consumers", name).out.startswith("no registered consumers")
+    assert penstock.json("stream", "consumers", name) == []
+    (made,) = penstock.json("stream", "register", name, "audit")
+    assert list(made) == CONSUMER_KEYS
+    assert f"stream/{name}/consumer/audit:" in made["arn"]
+    assert "registered: arn:aws:kinesis" in penstock("stream", "register", name, "audit").out
+    put(penstock, name, "a", "b", "c")
+    with Client(cli_broker.url) as client, client.stream(name).register_consumer("audit").subscribe(0) as records:
+        assert records.next(0) is None
+        put(penstock, name, "d")
+        assert next(records).text == "d"
+        assert penstock.json("stream", "consumers", name) == [{**made, "subscriptions": 1}]
+        assert penstock("stream", "consumers", name).out.splitlines()[1].split()[:3] == ["audit", "1", "0"]
+    done = penstock("stream", "deregister", name, "audit", stdin=b"n\n")
+    assert done.code == Exit.FAILED and "nothing was" in done.err
+    assert penstock("stream", "deregister", name, "audit", "--yes").out == "consumer audit deregistered\n"
+    for command in (["deregister", name, "audit", "--yes"], ["tail", name, "--consumer", "audit"]):
+        gone = penstock("stream", *command)
+        assert gone.code == Exit.FAILED and "StreamConsumerDoesNotExist" in gone.err and gone.out == ""
+    penstock("stream", "register", name, "audit")
+    assert penstock.json("stream", "deregister", name, "audit") == [{"deregistered": "audit", "stream": name}]
+
+
+def test_tail_is_pushed_to_as_a_registered_consumer_also_from_new_shards(penstock: Penstock, name: str) -> None:
+    put(penstock, name, "a", "b")
+    penstock("stream", "split", name, "0")
+    put(penstock, name, "c", "d")
+    penstock("stream", "register", name, "audit")
+    tail = ["stream", "tail", name, "--consumer", "audit", "--from", "trim_horizon"]
+    assert data_of(penstock.json(*tail, "--max", "3")) == ["a", "b", "c"]
+    assert [line.split()[0] for line in penstock(*tail, "--max", "4").out.splitlines()] == ["a", "b", "c", "d"]
+
+
 # How commands end
 
 
@@ -481,6 +520,8 @@ def test_forget_asks_first_and_leaves_the_records(penstock: Penstock, name: str)
         ["merge", "no-such", "0", "1"], ["set", "no-such", "--retention", "3600"], ["tag", "no-such", "a=b"],
         ["untag", "no-such", "a"], ["delete", "no-such", "--yes"], ["groups", "no-such"], ["group", "no-such", "g"],
         ["reset", "no-such", "g", "--to", "latest"], ["forget", "no-such", "g", "--yes"], ["read", "no-such", "--group", "g"],
+        ["consumers", "no-such"], ["register", "no-such", "c"], ["deregister", "no-such", "c", "--yes"],
+        ["tail", "no-such", "--consumer", "c"],
     ],
 )  # fmt: skip
 def test_without_such_a_stream_it_says_so(penstock: Penstock, command: list[str]) -> None:

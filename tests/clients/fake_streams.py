@@ -12,14 +12,17 @@ from penstock_protocol import stream_messages as streams
 from penstock_protocol.codec import Message
 from penstock_protocol.connection import Request
 from penstock_protocol.errors import (
+    Cancelled,
     IteratorExpired,
     PenstockError,
     RecordTooLarge,
+    ResourceInUse,
     ShardClosed,
     ShardDoesNotExist,
+    StreamConsumerDoesNotExist,
     StreamDoesNotExist,
 )
-from penstock_protocol.queue_messages import Setting
+from penstock_protocol.queue_messages import Credit, Setting
 from penstock_protocol.session_messages import Empty
 
 from tests.clients.fake_broker import FakeBroker, Link
@@ -53,11 +56,25 @@ class FakeShard:
 
 
 @dataclasses.dataclass(slots=True, eq=False)
+class FakeSubscription:
+    """A shard that is pushed to a registered consumer."""
+
+    link: Link
+    request: Request
+    stream: str
+    consumer: str
+    shard: int
+    position: int
+    credit: int
+
+
+@dataclasses.dataclass(slots=True, eq=False)
 class FakeStream:
     """One stream."""
 
     shards: dict[int, FakeShard] = dataclasses.field(default_factory=dict)
     max_record_bytes: int = 1_048_576
+    consumers: set[str] = dataclasses.field(default_factory=set)
 
     @property
     def open(self) -> list[FakeShard]:
@@ -89,6 +106,7 @@ class StreamBroker(FakeBroker):
         self._before: list[streams.Shard] = []
         self._iterators: dict[bytes, tuple[str, int, int]] = {}
         self._readers: list[tuple[Link, Request, streams.ReadRecords, tuple[str, int, int]]] = []
+        self.subscriptions: list[FakeSubscription] = []
         self._put: dict[tuple[bytes, str, int, int], int] = {}
         self._numbers = itertools.count()
 
@@ -143,6 +161,7 @@ class StreamBroker(FakeBroker):
         """A connection has ended."""
         with self._changed:
             self._readers = [one for one in self._readers if one[0] is not link]
+            self.subscriptions = [one for one in self.subscriptions if one.link is not link]
             super().gone(link)
 
     def _stream(self, name: str) -> FakeStream:
@@ -160,6 +179,19 @@ class StreamBroker(FakeBroker):
             case streams.CreateStream():
                 self.stream(message.stream, message.shards)
                 return self._describe(message.stream)
+            case streams.StreamName() if request.operation.name == "ListStreamConsumers":
+                stream = self._stream(message.stream)
+                return streams.StreamConsumers([self._consumer(message.stream, name) for name in sorted(stream.consumers)])
+            case streams.StreamConsumerName():
+                return self._name(message, request.operation.name)
+            case streams.SubscribeToShard():
+                self._subscribe(link, request, message)
+                return None
+            case Credit():
+                for one in self.subscriptions:
+                    if one.link is link and one.request.correlation == message.correlation:
+                        one.credit += message.messages
+                self._push()
             case streams.StreamName():
                 if request.operation.name == "DescribeStream":
                     return self._describe(message.stream)
@@ -189,6 +221,9 @@ class StreamBroker(FakeBroker):
             case streams.ReadRecords():
                 return self._read(link, request, message)
             case _:
+                for one in list(self.subscriptions):
+                    if one.link is link and one.request.correlation == getattr(message, "correlation", 0):
+                        self.end(one, Cancelled())
                 for reader in list(self._readers):
                     if reader[0] is link and reader[1].correlation == getattr(message, "correlation", 0):
                         self._readers.remove(reader)
@@ -288,7 +323,64 @@ class StreamBroker(FakeBroker):
         behind = 0 if position >= shard.end else 500
         return streams.Records(number, start, runs, following, behind, shard.children if over else [])
 
+    # Registered consumers
+
+    def _consumer(self, stream: str, name: str) -> streams.StreamConsumer:
+        count = sum((one.stream, one.consumer) == (stream, name) for one in self.subscriptions)
+        return streams.StreamConsumer(stream, name, f"arn:{stream}:{name}", 1_000, count, 0)
+
+    def _name(self, message: streams.StreamConsumerName, operation: str) -> Message:
+        consumers = self._stream(message.stream).consumers
+        if operation == "RegisterStreamConsumer":
+            consumers.add(message.consumer)
+        elif message.consumer not in consumers:
+            raise StreamConsumerDoesNotExist(f"there is no consumer {message.consumer}")
+        elif operation == "DeregisterStreamConsumer":
+            consumers.remove(message.consumer)
+            for one in [one for one in self.subscriptions if one.consumer == message.consumer]:
+                self.end(one, StreamConsumerDoesNotExist())
+            return Empty()
+        return self._consumer(message.stream, message.consumer)
+
+    def _subscribe(self, link: Link, request: Request, message: streams.SubscribeToShard) -> None:
+        stream = self._stream(message.stream)
+        if message.consumer not in stream.consumers:
+            raise StreamConsumerDoesNotExist(f"there is no consumer {message.consumer}")
+        place = self._open_iterator(streams.OpenIterator(message.stream, message.shard, message.start, message.position)).iterator
+        position = self._iterators.pop(place)[2]
+        for one in [one for one in self.subscriptions if (one.consumer, one.shard) == (message.consumer, message.shard)]:
+            self.end(one, ResourceInUse("another took over"))
+        one = FakeSubscription(link, request, message.stream, message.consumer, message.shard, position, message.credit)
+        self.subscriptions.append(one)
+        self._say(one, [])
+        self._push()
+
+    def _say(self, one: FakeSubscription, runs: list[streams.RecordRun]) -> None:
+        start = one.position
+        for run in runs:
+            one.position = run.first + sum(batch.count for batch in run.batches)
+        behind_ms = 500 if one.position < self.streams[one.stream].shards[one.shard].end else 0
+        message = streams.PushedRecords(start, runs, one.position, behind_ms)
+        one.link.send(one.link.connection.push(one.request.operation.code, one.request.correlation, message))
+
+    def end(self, one: FakeSubscription, answer: PenstockError | Message) -> None:
+        """Ends a subscription."""
+        self.subscriptions.remove(one)
+        self._answer(one.link, one.request, answer)
+
+    def _push(self) -> None:
+        for one in list(self.subscriptions):
+            shard = self.streams[one.stream].shards[one.shard]
+            for first, at, batch in shard.batches:
+                if one.credit > 0 and first + batch.count > one.position:
+                    one.credit -= batch.count
+                    self._say(one, [streams.RecordRun(first, at, [batch])])
+            if shard.closed_ms is not None and one.position >= shard.end:
+                self.end(one, streams.SubscriptionEnd(shard.children))
+        self._changed.notify_all()
+
     def _serve_readers(self) -> None:
+        self._push()
         for reader in list(self._readers):
             link, request, message, place = reader
             reply = self._records(place, message)

@@ -170,6 +170,35 @@ async def test_a_producer_and_a_tail_go_on_over_kill_9_with_everything_once_and_
     check_order(found, 6_000)
 
 
+async def test_registered_consumers_get_everything_once_and_in_order_over_splits_and_kill_9(own_broker: BrokerProcess) -> None:
+    async with AsyncClient(own_broker.url) as client, anyio.create_task_group() as tasks:
+        stream = await client.create_stream("pushed", 2)
+        found: dict[str, list[int]] = {"audit": [], "mail": []}
+
+        async def take(name: str, credit: int) -> None:
+            consumer = await stream.register_consumer(name)
+            async with consumer.subscribe(None, "trim_horizon", credit=credit) as records:
+                async for record in records:
+                    found[name].append(int(record.data))
+                    if len(found[name]) == 4_000:
+                        return
+
+        tasks.start_soon(take, "audit", 10_000)
+        tasks.start_soon(take, "mail", 3)
+        async with stream.producer(max_records=20, linger=0.001) as producer:
+            for start in range(0, 4_000, 20):
+                await producer.put_many(rows(start, start + 20))
+                if start == 1_000:
+                    await stream.split(0)
+                if start == 2_000:
+                    own_broker.kill()
+                    await anyio.to_thread.run_sync(own_broker.start)
+                if start == 3_000:
+                    await stream.set_shard_count(2)
+    for numbers_of_one in found.values():
+        check_order(numbers_of_one, 4_000)
+
+
 async def test_compressed_and_large_records_make_their_round(real_broker: BrokerProcess) -> None:
     async with AsyncClient(real_broker.url) as client:
         stream = await fresh_stream(client, "compressed", 2, max_record_bytes=10 * 1_048_576)
@@ -192,3 +221,11 @@ def test_the_blocking_client_puts_reads_and_tails(real_broker: BrokerProcess) ->
         stream.put_many(rows(1_000, 2_000))
         found = [int(one) for batch in stream.tail("trim_horizon", idle_seconds=0) for one in batch.data]
         check_order(found, 2_000)
+        with stream.register_consumer("audit").subscribe(None, "trim_horizon") as records:
+            found = [int(next(records).data) for _ in range(2_000)]
+            assert sum(records.positions.values()) == 2_000
+            [info] = stream.list_consumers()
+            assert (info.name, info.subscriptions, info.lag) == ("audit", 2, 0)
+        check_order(found, 2_000)
+        stream.deregister_consumer("audit")
+        assert stream.list_consumers() == []

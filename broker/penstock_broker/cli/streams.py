@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import secrets
 import sys
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import click
-from penstock import GroupDescription, PutFailed, Reader, Record, ShardInfo, Stream, StreamInfo
+from penstock import GroupDescription, PutFailed, Reader, Record, ShardInfo, Stream, StreamInfo, Subscription
 from penstock.errors import (
     GroupDoesNotExist,
     InvalidRequest,
@@ -391,15 +392,20 @@ START_HELP = "trim_horizon (the oldest record), latest, or a time (ISO 8601)"
 @click.argument("name", type=text)
 @click.option("--from", "begin", type=start, default="latest", show_default=True, help=f"Begin there: {START_HELP}.")
 @click.option("--max", "limit", type=COUNT, help="End after so many records.")
+@click.option("--consumer", type=text, help="Pushed to this registered consumer, in place of reading.")
 @client_options
-def tail(name: str, begin: Start, limit: int | None, url: str | None, as_json: bool) -> None:
+def tail(name: str, begin: Start, limit: int | None, consumer: str | None, url: str | None, as_json: bool) -> None:
     """Follow a stream: print records of all shards as they come, also of shards that splits and merges open, until Ctrl-C."""
     if isinstance(begin, tuple):
         fail("a sequence number is a place in one shard: penstock stream read --shard", Exit.USAGE)
     with connected(url) as client:
         if problems.is_terminal and not as_json:
             problems.print("[dim]Ctrl-C ends[/]")
-        _print_all(client.stream(name).tail(begin), limit, as_json)
+        source = client.stream(name)
+        if consumer is None:
+            _print_all(source.tail(begin), limit, as_json)
+        else:
+            _print_all(source.registered_consumer(consumer).subscribe(start=begin), limit, as_json)
 
 
 @stream.command()
@@ -447,12 +453,12 @@ def _end_read(found: int, as_json: bool) -> None:
         sys.exit(Exit.NOTHING)
 
 
-def _print_all(reader: Reader, limit: int | None, as_json: bool) -> int:
+def _print_all(reader: Reader | Subscription, limit: int | None, as_json: bool) -> int:
     """Prints records until there are no more or `limit` is reached; how many. Batches that cannot be unpacked are told, and make
     the command fail at its end."""
     count = unreadable = 0
     with reader:
-        for batch in reader:
+        for batch in iter(reader.next, None) if isinstance(reader, Subscription) else reader:
             try:
                 records = list(batch)
             except RecordsUnreadable as error:
@@ -694,3 +700,54 @@ def forget(name: str, group: str, yes: bool, url: str | None, as_json: bool) -> 
         print_json({"deleted": group, "stream": name})
     else:
         console.print(f"group {escape(group)} forgotten")
+
+
+# Registered consumers
+
+
+@stream.command()
+@click.argument("name", type=text)
+@client_options
+def consumers(name: str, url: str | None, as_json: bool) -> None:
+    """List the registered consumers of a stream, with how many shards are pushed to each and how many records it is behind."""
+    with connected(url) as client:
+        found = client.stream(name).list_consumers()
+    if as_json:
+        for one in found:
+            print_json(dataclasses.asdict(one))
+    elif not found:
+        console.print("no registered consumers: penstock stream register", style="dim")
+    else:
+        rows = [[one.name, f"{one.subscriptions:,}", f"{one.lag:,}", f"{one.created_at:%Y-%m-%d %H:%M:%S}Z"] for one in found]
+        print_table("", ["consumer", "shards", "lag", "registered"], rows)
+
+
+@stream.command()
+@click.argument("name", type=text)
+@click.argument("consumer", type=text)
+@client_options
+def register(name: str, consumer: str, url: str | None, as_json: bool) -> None:
+    """Register a consumer, to which records are pushed: `tail --consumer`, or the SDK. One that is there stays as it is."""
+    with connected(url) as client:
+        found = client.stream(name).register_consumer(consumer).info
+    if as_json:
+        print_json(dataclasses.asdict(found))
+    else:
+        console.print(f"consumer [bold]{escape(consumer)}[/] registered: {escape(found.arn)}")
+
+
+@stream.command()
+@click.argument("name", type=text)
+@click.argument("consumer", type=text)
+@click.option("--yes", is_flag=True, help="Do not ask (nor does --json).")
+@client_options
+def deregister(name: str, consumer: str, yes: bool, url: str | None, as_json: bool) -> None:
+    """Deregister a consumer: what is pushed to it ends, the records stay."""
+    if not yes and not as_json:
+        confirm(f"Push nothing more to the consumer {consumer} of the stream {name}?")
+    with connected(url) as client:
+        client.stream(name).deregister_consumer(consumer)
+    if as_json:
+        print_json({"deregistered": consumer, "stream": name})
+    else:
+        console.print(f"consumer {escape(consumer)} deregistered")

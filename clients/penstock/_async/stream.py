@@ -16,6 +16,7 @@ from penstock._async.producer import AsyncProducer
 from penstock._async.putting import MAX_BATCH, AsyncLanes, PutBatch
 from penstock._async.reader import AsyncReader, Start, start_of
 from penstock._async.shards import AsyncShards, list_shards
+from penstock._async.subscription import AsyncStreamConsumer
 from penstock.errors import PenstockError, PutFailed, RecordTooLarge, fresh
 from penstock.records import (
     Columns,
@@ -28,7 +29,15 @@ from penstock.records import (
     record_bytes,
     size_of,
 )
-from penstock.types import GroupDescription, PutResult, ShardInfo, StreamInfo, StreamSettings, settings_to_wire
+from penstock.types import (
+    GroupDescription,
+    PutResult,
+    ShardInfo,
+    StreamConsumerInfo,
+    StreamInfo,
+    StreamSettings,
+    settings_to_wire,
+)
 
 if TYPE_CHECKING:
     from penstock._async.client import AsyncClient
@@ -346,6 +355,34 @@ class AsyncStream:
         """Deletes a consumer group with its checkpoints. One that still has members comes again with their next heartbeat, and
         begins at their `start`."""
         await self.link.call(wire.GroupName(self.name, name), "DeleteGroup")
+
+    # Registered consumers
+
+    async def register_consumer(self, name: str) -> AsyncStreamConsumer:
+        """Registers a consumer, to which the broker pushes records: see AsyncStreamConsumer.subscribe. One that is registered
+        already is taken as it is. LimitExceeded beyond 20 of a stream.
+
+            >>> stream = await client.create_stream("clicks")
+            >>> await stream.register_consumer("audit")
+            <StreamConsumer 'audit' of 'clicks'>
+        """
+        reply = await self.link.call(wire.StreamConsumerName(self.name, name), "RegisterStreamConsumer")
+        return AsyncStreamConsumer(self.link, StreamConsumerInfo.of(cast(wire.StreamConsumer, reply)))
+
+    async def list_consumers(self) -> list[StreamConsumerInfo]:
+        """The registered consumers of the stream, in order of their names."""
+        reply = cast(wire.StreamConsumers, await self.link.call(wire.StreamName(self.name), "ListStreamConsumers"))
+        return [StreamConsumerInfo.of(one) for one in reply.consumers]
+
+    async def registered_consumer(self, name: str) -> AsyncStreamConsumer:
+        """A consumer that was registered, as it stands (`.info`), for whoever may not register any; StreamConsumerDoesNotExist
+        when there is none of that name."""
+        reply = await self.link.call(wire.StreamConsumerName(self.name, name), "DescribeStreamConsumer")
+        return AsyncStreamConsumer(self.link, StreamConsumerInfo.of(cast(wire.StreamConsumer, reply)))
+
+    async def deregister_consumer(self, name: str) -> None:
+        """Forgets a registered consumer; its subscriptions end with StreamConsumerDoesNotExist."""
+        await self.link.call(wire.StreamConsumerName(self.name, name), "DeregisterStreamConsumer")
 
     # The stream and its shards
 

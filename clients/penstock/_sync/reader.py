@@ -82,10 +82,8 @@ def start_of(start: Start) -> tuple[str, int]:
     raise ValueError(f"start = {start!r}: it must be 'trim_horizon', 'latest', ('at', n), ('after', n) or a datetime")
 
 
-class Reader:
-    """Made by Stream.read and tail. Iterating gives RecordBatch after RecordBatch; `with` closes it at the end.
-
-    Any number of tasks may take batches out of one reader; each batch goes to one of them."""
+class Reading:
+    """What every reader is: cursors in shards, what came from them, and who takes it out."""
 
     def __init__(
         self,
@@ -124,15 +122,6 @@ class Reader:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
-
-    def __iter__(self) -> Self:
-        return self
-
-    def __next__(self) -> RecordBatch:
-        batch = self.next(self._idle_seconds or None)
-        if batch is None:
-            raise StopIteration
-        return batch
 
     def next(self, seconds: float | None = None) -> RecordBatch | None:
         """The next batch; None at the end (the shard is closed and read out, the reader was closed), or when none came within
@@ -317,17 +306,7 @@ class Reader:
             return
         cursor.renewed = False
         cursor.behind_ms = reply.behind_ms
-        came = False
-        for run in reply.runs:
-            first = run.first
-            for batch in run.batches:
-                end = first + batch.count
-                if end > reply.start:
-                    self._ready.append(RecordBatch(cursor.shard, first, run.arrived_ms, batch, max(0, reply.start - first)))
-                    self._ready_bytes += len(batch.blob)
-                    came = True
-                first = end
-            cursor.start, cursor.position = "at", first
+        came = self._keep(cursor, reply.start, reply.runs)
         cursor.is_dry = not came and self._idle_seconds == 0
         cursor.iterator = reply.next
         if reply.next and not cursor.is_dry:
@@ -338,6 +317,21 @@ class Reader:
                 self._follow(reply.children)
         if came or self._is_over():
             self._wake()
+
+    def _keep(self, cursor: Cursor, start: int, runs: list[wire.RecordRun]) -> bool:
+        """Keeps the records from `start` on to be taken out; whether there are any."""
+        came = False
+        for run in runs:
+            first = run.first
+            for batch in run.batches:
+                end = first + batch.count
+                if end > start:
+                    self._ready.append(RecordBatch(cursor.shard, first, run.arrived_ms, batch, max(0, start - first)))
+                    self._ready_bytes += len(batch.blob)
+                    came = True
+                first = end
+            cursor.start, cursor.position = "at", first
+        return came
 
     def _trouble(self, cursor: Cursor, error: PenstockError) -> None:
         if self._closed:
@@ -400,3 +394,18 @@ class Reader:
         if cursor is not None:
             return cursor.ended
         return shard < self._known and shard not in self._chosen
+
+
+class Reader(Reading):
+    """Made by Stream.read and tail. Iterating gives RecordBatch after RecordBatch; `with` closes it at the end.
+
+    Any number of tasks may take batches out of one reader; each batch goes to one of them."""
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> RecordBatch:
+        batch = self.next(self._idle_seconds or None)
+        if batch is None:
+            raise StopIteration
+        return batch

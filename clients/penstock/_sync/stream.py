@@ -14,6 +14,7 @@ from penstock._sync.producer import Producer
 from penstock._sync.putting import MAX_BATCH, Lanes, PutBatch
 from penstock._sync.reader import Reader, Start, start_of
 from penstock._sync.shards import Shards, list_shards
+from penstock._sync.subscription import StreamConsumer
 from penstock.errors import PenstockError, PutFailed, RecordTooLarge, fresh
 from penstock.records import (
     Columns,
@@ -30,6 +31,7 @@ from penstock.types import (
     GroupDescription,
     PutResult,
     ShardInfo,
+    StreamConsumerInfo,
     StreamInfo,
     StreamSettings,
     settings_to_wire,
@@ -353,6 +355,34 @@ class Stream:
         """Deletes a consumer group with its checkpoints. One that still has members comes again with their next heartbeat, and
         begins at their `start`."""
         self.link.call(wire.GroupName(self.name, name), "DeleteGroup")
+
+    # Registered consumers
+
+    def register_consumer(self, name: str) -> StreamConsumer:
+        """Registers a consumer, to which the broker pushes records: see StreamConsumer.subscribe. One that is registered
+        already is taken as it is. LimitExceeded beyond 20 of a stream.
+
+            >>> stream = client.create_stream("clicks")
+            >>> stream.register_consumer("audit")
+            <StreamConsumer 'audit' of 'clicks'>
+        """
+        reply = self.link.call(wire.StreamConsumerName(self.name, name), "RegisterStreamConsumer")
+        return StreamConsumer(self.link, StreamConsumerInfo.of(cast(wire.StreamConsumer, reply)))
+
+    def list_consumers(self) -> list[StreamConsumerInfo]:
+        """The registered consumers of the stream, in order of their names."""
+        reply = cast(wire.StreamConsumers, self.link.call(wire.StreamName(self.name), "ListStreamConsumers"))
+        return [StreamConsumerInfo.of(one) for one in reply.consumers]
+
+    def registered_consumer(self, name: str) -> StreamConsumer:
+        """A consumer that was registered, as it stands (`.info`), for whoever may not register any; StreamConsumerDoesNotExist
+        when there is none of that name."""
+        reply = self.link.call(wire.StreamConsumerName(self.name, name), "DescribeStreamConsumer")
+        return StreamConsumer(self.link, StreamConsumerInfo.of(cast(wire.StreamConsumer, reply)))
+
+    def deregister_consumer(self, name: str) -> None:
+        """Forgets a registered consumer; its subscriptions end with StreamConsumerDoesNotExist."""
+        self.link.call(wire.StreamConsumerName(self.name, name), "DeregisterStreamConsumer")
 
     # The stream and its shards
 
