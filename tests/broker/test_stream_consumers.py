@@ -32,6 +32,7 @@ from penstock_protocol.frames import Kind
 from penstock_storage.memory import Fault, MemoryDisk
 
 from tests.broker.inside import EPOCH_MS, House, Peer, house, on_jumping_clock
+from tests.broker.test_bad_input import _open_in_lockstep
 from tests.broker.test_streams import HOUR, HOUR_MS, PROMPT, a_stream, batch_of, put, records_of
 
 NAME = st.StreamConsumerName("s", "audit")
@@ -247,7 +248,8 @@ async def test_every_consumer_gets_everything_and_a_slow_one_delays_nobody(monke
     monkeypatch.setattr(session, "OUTBOX_PAUSE_BYTES", 1_000)
     async with house() as one:
         peer = await a_stream(one)
-        quick, slow = await one.client(), await one.client()
+        quick, slow = await one.client(), one.connect(lockstep=True)
+        await _open_in_lockstep(slow)
         for name in ("quick", "slow", "poor"):
             await register(peer, name)
         # One has no credit left, and one reads nothing: both stand in the way of nobody.
@@ -259,6 +261,8 @@ async def test_every_consumer_gets_everything_and_a_slow_one_delays_nobody(monke
             assert await subscription.records() == [(number, b"%d" % number + b"." * 300)]
         assert await poor.records() == [(0, b"0" + b"." * 300)]
         assert await poor.is_silent()
+        outbox = next(other._outbox_bytes for other in one.broker.sessions if other._hello and other._hello.client == slow.name)
+        assert 1_000 < outbox < 2_000, "no more is kept for it than that"
         found: list[int] = []
         while len(found) < 50:
             found += [sequence for sequence, _ in await sluggish.records()]
@@ -464,6 +468,24 @@ async def test_what_aged_out_before_it_was_pushed_is_told() -> None:
         with pytest.raises(PositionTrimmed):
             await peer.call(st.SubscribeToShard("s", "audit", 0, 1, "at", 1))
         assert (await subscribe(peer, "trim_horizon")).begun.next == 2
+
+
+@on_jumping_clock
+async def test_what_ages_out_while_it_is_loaded_is_told_and_not_skipped() -> None:
+    async with house() as one:
+        peer = await a_stream(one, retention_ms=HOUR_MS)
+        await register(peer)
+        await put(peer, 0, b"a")
+        await trio.sleep(HOUR - 60)
+        await put(peer, 0, b"b")
+        next(iter(one.broker.streams.runtimes.values())).shard.shed()
+        one.threads.hold("load_stream")
+        subscription = await subscribe(peer, "trim_horizon")
+        await trio.sleep(60 + PROMPT)
+        one.threads.release("load_stream")
+        with pytest.raises(PositionTrimmed):
+            await subscription.push()
+        assert await (await subscribe(peer, "trim_horizon")).records() == [(1, b"b")]
 
 
 _REFUSED: list[tuple[type[PenstockError], dict[str, Any]]] = [

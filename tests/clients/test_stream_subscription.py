@@ -217,6 +217,17 @@ async def test_without_a_broker_it_says_so() -> None:
             await client.stream("one").register_consumer("audit")
 
 
+async def test_where_it_begins_is_known_before_the_first_record_comes(broker: StreamBroker) -> None:
+    async with AsyncClient(broker.url) as client:
+        await put(client, "one", 0, 30)
+        consumer = await client.stream("one").register_consumer("audit")
+        async with consumer.subscribe(0, datetime.fromtimestamp(9, UTC)) as records:
+            assert await records.next(0) is None
+            await broker.until(lambda: len(broker.subscriptions) == 1)
+            await client.ping()
+            assert records.positions == {0: 30}
+
+
 async def test_taking_out_can_be_cancelled_without_losing_a_record(broker: StreamBroker) -> None:
     async with AsyncClient(broker.url) as client:
         consumer = await client.stream("one").register_consumer("audit")
