@@ -94,10 +94,11 @@ class Report:
     def table(self) -> str:
         """As lines."""
         rows = dataclasses.asdict(self).items()
-        return "\n".join(f"{name.replace('_', ' '):<26}{_shown(value):>14}" for name, value in rows)
+        return "\n".join(f"{name.replace('_', ' '):<26}{shown(value):>14}" for name, value in rows)
 
 
-def _shown(value: object) -> str:
+def shown(value: object) -> str:
+    """A number for the table."""
     return f"{value:,.1f}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
 
 
@@ -294,12 +295,12 @@ def prove_equal(records: int, done: list[dict[str, Any]]) -> None:
     result = pandas.DataFrame(done).drop_duplicates("record").sort_values("record").reset_index(drop=True)[source.columns]
     assert len(result) == len(source) == records
     pandas.testing.assert_frame_equal(result, source, check_dtype=False)
-    for figure in (_figures(source, "carrier"), _figures(source, "dest")):
-        other = _figures(result, str(figure.index.name))
+    for figure in (figures(source, "carrier"), figures(source, "dest")):
+        other = figures(result, str(figure.index.name))
         pandas.testing.assert_frame_equal(other, figure, check_dtype=False, check_exact=True)
 
 
-def _figures(flights: pandas.DataFrame, key: str) -> pandas.DataFrame:
+def figures(flights: pandas.DataFrame, key: str) -> pandas.DataFrame:
     """Flights, miles and minutes of delay by carrier or destination: whole numbers, so the order of adding does not matter."""
     return flights.groupby(key).agg(
         flights=("record", "count"), distance=("distance", "sum"), delay=("dep_delay", "sum"), in_the_air=("air_time", "sum")
@@ -330,7 +331,7 @@ def main() -> None:
     ):
         report = run(broker.url, arguments.store, arguments.records, arguments.seed)
     print(report.table())
-    carriers = _figures(frame(arguments.records), "carrier").sort_values("distance", ascending=False)
+    carriers = figures(frame(arguments.records), "carrier").sort_values("distance", ascending=False)
     print("\nequal to the data frame, record by record; miles per carrier, the three largest:")
     print(carriers.head(3).to_string())
 
