@@ -251,8 +251,7 @@ class Lane:
         with trio.move_on_after(max(0, self._full_until_ms - self._ports.now_ms()) / 1000):
             await self._work.wait()
         if self._ports.now_ms() >= self._full_until_ms:
-            with trio.CancelScope(shield=True):
-                await self._ask_for_room()
+            await self._ask_for_room()
 
     async def _ask_for_room(self) -> None:
         """Sends would take down what shares their commit, so while the store is full it is asked without any."""

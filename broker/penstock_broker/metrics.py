@@ -23,6 +23,8 @@ from penstock_broker.counters import Histogram
 from penstock_broker.streams.shard import Counters as ShardCounters
 
 OTHER: Final = "__other__"
+_Row = tuple[list[str], list[int | None]]
+"""The labels and the values of something that has a series in each of some families."""
 
 _COUNTERS: Final = (
     ("sent", "sent_messages", "Messages sent to the queue"),
@@ -187,25 +189,13 @@ class BrokerCollector(Collector):
         members = GaugeMetricFamily("penstock_stream_group_members", "Members of the consumer group that live", labels=labels)
         lag = GaugeMetricFamily("penstock_stream_group_lag_records", "Records the group has still to process", labels=labels)
         streams = {record.resource_id: record for record in self._broker.stream_catalog}
-        rest_members = rest_lag = told = 0
+        rows: list[_Row] = []
         for record in groups:
             stream = streams.get(record.stream_id)
-            if stream is None:
-                continue
-            behind = groups.lag(stream, record)
-            told += 1
-            if told > self._max_queues:
-                rest_members += groups.members(record)
-                rest_lag += behind or 0
-                continue
-            names = [stream.place.account, stream.place.region, stream.name, record.group.name]
-            members.add_metric(names, groups.members(record))
-            if behind is not None:
-                lag.add_metric(names, behind)
-        if told > self._max_queues:
-            members.add_metric(["", "", OTHER, OTHER], rest_members)
-            lag.add_metric(["", "", OTHER, OTHER], rest_lag)
-        yield from (members, lag)
+            if stream is not None:
+                names = [stream.place.account, stream.place.region, stream.name, record.group.name]
+                rows.append((names, [groups.members(record), groups.lag(stream, record)]))
+        yield from self._limited((members, lag), rows)
 
     def _consumers(self) -> Iterable[Metric]:
         consumers = self._broker.stream_consumers
@@ -216,22 +206,24 @@ class BrokerCollector(Collector):
         lag = GaugeMetricFamily(
             "penstock_stream_consumer_lag_records", "Records of those that were not pushed to it yet", labels=labels
         )
-        rest_subscriptions = rest_lag = told = 0
+        rows: list[_Row] = []
         for stream in sorted(self._broker.stream_catalog, key=lambda one: one.resource_id):
             for name in sorted(stream.consumers):
-                shards, behind = consumers.lag(stream, name)
-                told += 1
-                if told > self._max_queues:
-                    rest_subscriptions += shards
-                    rest_lag += behind
-                    continue
                 names = [stream.place.account, stream.place.region, stream.name, name]
-                subscriptions.add_metric(names, shards)
-                lag.add_metric(names, behind)
-        if told > self._max_queues:
-            subscriptions.add_metric(["", "", OTHER, OTHER], rest_subscriptions)
-            lag.add_metric(["", "", OTHER, OTHER], rest_lag)
-        yield from (subscriptions, lag)
+                rows.append((names, list(consumers.lag(stream, name))))
+        yield from self._limited((subscriptions, lag), rows)
+
+    def _limited(self, families: tuple[GaugeMetricFamily, ...], rows: list[_Row]) -> Iterable[Metric]:
+        """A series for each of the first rows, and one of the sums of all others. A value that is not known has none."""
+        for names, values in rows[: self._max_queues]:
+            for family, value in zip(families, values, strict=True):
+                if value is not None:
+                    family.add_metric(names, value)
+        rest = rows[self._max_queues :]
+        if rest:
+            for place, family in enumerate(families):
+                family.add_metric(["", "", OTHER, OTHER], sum(values[place] or 0 for _, values in rest))
+        yield from families
 
     def _requests(self) -> Iterable[Metric]:
         counters = self._broker.counters

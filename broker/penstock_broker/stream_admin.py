@@ -70,7 +70,7 @@ class StreamAdmin:
 
     def create(self, call: Call, request: CreateStream) -> None:
         """CreateStream."""
-        settings.check_stream_name(request.stream)
+        settings.check_name(request.stream, "stream")
         place = Place(call.caller.account, call.caller.region)
         wanted = settings.changed(settings.StreamSettings(), request.settings or [])
         tags = merged_tags({}, request.tags or [])

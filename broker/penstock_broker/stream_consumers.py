@@ -10,13 +10,11 @@ gives some; nobody waits for anybody.
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Callable
 from typing import Final
 
 import structlog
 from penstock_protocol.errors import (
-    InvalidName,
     InvalidRequest,
     LimitExceeded,
     PenstockError,
@@ -47,13 +45,12 @@ from penstock_broker.ports import Ports
 from penstock_broker.stream_admin import StreamAdmin
 from penstock_broker.stream_catalog import ShardRecord, StreamRecord
 from penstock_broker.stream_service import READ_SEGMENTS, ShardRuntime, StreamService, Subscriber, behind_of, count_out, runs_of
-from penstock_broker.streams import limits
+from penstock_broker.streams import limits, settings
 from penstock_broker.streams.shard import Shard
 from penstock_broker.streams.subscription import Step, Subscription
 
 log = structlog.get_logger()
 
-_NAME: Final = re.compile(rf"[A-Za-z0-9_.-]{{1,{limits.MAX_NAME_LENGTH}}}\Z")
 _PAGE_BYTES: Final = limits.PUSH_BYTES + limits.SEGMENT_BYTES
 """What a page from the store takes, as a rule: it is promised to the connection meanwhile."""
 
@@ -88,8 +85,7 @@ class StreamConsumers:
         """RegisterStreamConsumer."""
         stream = self._service.stream(call.caller, request.stream)
         name = request.consumer
-        if _NAME.match(name) is None:
-            raise InvalidName(f"{name[:100]!r} is not a consumer name: 1 to {limits.MAX_NAME_LENGTH} letters, digits, and _ . -")
+        settings.check_name(name, "consumer")
         if name in stream.consumers:
             self._when_durable(call, self._description(stream, name))
             return
@@ -157,6 +153,7 @@ class StreamConsumers:
 
     def subscribe(self, call: Call, request: SubscribeToShard) -> None:
         """SubscribeToShard. The session gives `call.waiter` credit and ends it."""
+        found = self._found.pop(call, None)  # (Whatever becomes of this.)
         stream = self._service.stream(call.caller, request.stream)
         name = self._check(stream, request.consumer)
         if not 1 <= request.credit <= limits.MAX_CREDIT:
@@ -165,9 +162,9 @@ class StreamConsumers:
         position = self._service.place(record, request.start, request.position)
         runtime = self._service.runtime(record)
         if position is None:
-            if call not in self._found:
+            if found is None:
                 raise NotReady(lambda: self._search(call, record, request.position))
-            position = max(self._found.pop(call), runtime.shard.trimmed)
+            position = max(found, runtime.shard.trimmed)
         if position < runtime.shard.trimmed:
             raise PositionTrimmed(f"position = {position}; the oldest record of shard {request.shard} is {runtime.shard.trimmed}")
         before = runtime.subscribers.get(name)

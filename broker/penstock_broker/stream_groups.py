@@ -9,13 +9,11 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final
 
 from penstock_protocol.errors import (
     GroupDoesNotExist,
-    InvalidName,
     InvalidRequest,
     LimitExceeded,
     MemberExpired,
@@ -43,11 +41,10 @@ from penstock_broker.catalog import Place
 from penstock_broker.ports import Ports
 from penstock_broker.stream_catalog import StreamRecord
 from penstock_broker.stream_service import StreamService
-from penstock_broker.streams import limits
+from penstock_broker.streams import limits, settings
 from penstock_broker.streams.group import Extent, Group
 
 GROUP: Final = "group"
-_NAME: Final = re.compile(rf"[A-Za-z0-9_.-]{{1,{limits.MAX_NAME_LENGTH}}}\Z")
 _MEMBER_BYTES: Final = 16
 STARTS: Final = ("trim_horizon", "latest")
 
@@ -245,10 +242,7 @@ class StreamGroups:
         return max(group.positions.get(shard, 0), extent.trimmed if extent is not None else 0)
 
     def _new(self, stream: StreamRecord, request: GroupHeartbeat, extents: dict[int, Extent], now_ms: int) -> GroupRecord:
-        if _NAME.match(request.group) is None:
-            raise InvalidName(
-                f"{request.group[:100]!r} is not a group name: 1 to {limits.MAX_NAME_LENGTH} letters, digits, and _ . -"
-            )
+        settings.check_name(request.group, "group")
         if len(self._of(stream)) >= limits.MAX_GROUPS:
             raise LimitExceeded(f"a stream has at most {limits.MAX_GROUPS} consumer groups")
         if not self._ids:

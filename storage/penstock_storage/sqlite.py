@@ -55,8 +55,6 @@ WAL_LIMIT_BYTES = 64 * 1024 * 1024
 """What the WAL's file is cut back to after a checkpoint."""
 WAL_ALARM_BYTES = 4 * WAL_LIMIT_BYTES
 """Beyond this the writer waits for the readers, because they keep the WAL from being started anew."""
-WAL_LOOKS = 16
-"""Once in so many commits it is looked at how long the WAL is."""
 WAL_WAIT_MS = 100
 """How long it waits for them: far longer than the broker's own loads take, far shorter than anybody's backup."""
 WAL_RETRY_S = 5.0
@@ -85,7 +83,6 @@ class SqliteDatabase:
         self._reserve = _Reserve(path.with_name(path.name + ".reserve"), reserve_bytes)
         self._gate = Gate()
         self._write_lock = threading.Lock()
-        self._commits = 0
         self._wal_tried_s = -WAL_RETRY_S
         """When it was last waited for readers in vain."""
         self._lock_file = _lock(path)
@@ -311,8 +308,7 @@ class SqliteDatabase:
     def _bound_wal(self) -> None:
         """Keeps readers that come and go without a pause from growing the WAL for ever. One that stays costs a short wait now
         and then: the WAL grows on meanwhile."""
-        self._commits += 1
-        if self._commits % WAL_LOOKS or time.monotonic() - self._wal_tried_s < WAL_RETRY_S:
+        if time.monotonic() - self._wal_tried_s < WAL_RETRY_S:
             return
         try:
             size_bytes = os.stat(f"{self._path}-wal").st_size

@@ -184,6 +184,22 @@ async def test_a_bad_name_is_refused(name: str) -> None:
 # Subscriptions
 
 
+@on_jumping_clock
+async def test_a_place_that_was_searched_for_in_vain_is_not_remembered() -> None:
+    async with house() as one:
+        peer, other = await a_stream(one), await one.client()
+        await register(peer)
+        await put(peer, 0, b"a")
+        one.threads.hold("_position_at")
+        subscribing = await peer.say(st.SubscribeToShard("s", "audit", 0, 1, "time", EPOCH_MS))
+        await trio.testing.wait_all_tasks_blocked()
+        await other.call(st.StreamConsumerName("s", "audit"), "DeregisterStreamConsumer")
+        one.threads.release("_position_at")
+        with pytest.raises(StreamConsumerDoesNotExist):
+            await peer.wait(subscribing)
+        assert one.broker.stream_consumers._found == {}
+
+
 @pytest.mark.parametrize(
     ("start", "position", "first"),
     [("trim_horizon", 0, 0), ("at", 3, 3), ("after", 3, 4), ("at", 6, 6), ("latest", 0, 6), ("time", EPOCH_MS + 1, 2)],

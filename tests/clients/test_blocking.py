@@ -387,3 +387,20 @@ def test_who_shares_a_batch_with_a_call_that_a_ctrl_c_has_ended_is_told(operatio
             broker.release_held()
             assert [future.exception(15) for future in on_the_way] == [None] * 4
             call(7)
+
+
+def test_a_ctrl_c_while_a_refusal_is_told_tells_it_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = SendBatch.answer
+
+    def interrupted(batch: SendBatch, reply: Any, error: Any) -> None:
+        real(batch, reply, error)
+        raise KeyboardInterrupt
+
+    with FakeBroker() as broker:
+        client = Client(broker.url)
+        queue = client.queue("jobs")
+        client.close()
+        monkeypatch.setattr(SendBatch, "answer", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            queue.send(b"x")
+        assert queue._sender._on_the_way == 0

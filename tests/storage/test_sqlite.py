@@ -458,7 +458,6 @@ def test_a_reader_that_stays_holds_up_commits_for_a_moment_now_and_then_but_not_
 ) -> None:
     now_s = [1000.0]
     monkeypatch.setattr(sqlite, "WAL_ALARM_BYTES", 4 * MIB)
-    monkeypatch.setattr(sqlite, "WAL_LOOKS", 1)
     monkeypatch.setattr(time, "monotonic", lambda: now_s[0])
     incarnation = with_queue(store)
     database = database_of(store)

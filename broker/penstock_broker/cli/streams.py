@@ -458,7 +458,7 @@ def _print_all(reader: Reader | Subscription, limit: int | None, as_json: bool) 
     the command fail at its end."""
     count = unreadable = 0
     with reader:
-        for batch in iter(reader.next, None) if isinstance(reader, Subscription) else reader:
+        for batch in iter(reader.next, None):
             try:
                 records = list(batch)
             except RecordsUnreadable as error:

@@ -32,10 +32,10 @@ RANGES: Final[dict[str, tuple[int, int]]] = {
 _DEFAULTS: Final = StreamSettings()
 
 
-def check_stream_name(name: str) -> None:
-    """Raises InvalidName with the name (cut) and the rule (Kinesis: CreateStream)."""
+def check_name(name: str, kind: str) -> None:
+    """Raises InvalidName with the name (cut) and the rule (Kinesis: CreateStream, RegisterStreamConsumer). `kind`: of what."""
     if _NAME.match(name) is None:
-        raise InvalidName(f"{name[:100]!r} is not a stream name: 1 to {limits.MAX_NAME_LENGTH} letters, digits, and _ . -")
+        raise InvalidName(f"{name[:100]!r} is not a {kind} name: 1 to {limits.MAX_NAME_LENGTH} letters, digits, and _ . -")
 
 
 def changed(settings: StreamSettings, changes: Iterable[Setting]) -> StreamSettings:

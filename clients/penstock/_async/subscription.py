@@ -168,15 +168,13 @@ class AsyncSubscription(AsyncReading):
             return
         self._was_useful = True
         pushed = sum(batch.count for run in push.runs for batch in run.batches)
-        before = len(self._ready)
         came = self._keep(cursor, push.start, push.runs)
         # (Also a subscription that has got nothing yet goes on where it began.)
         cursor.start, cursor.position, cursor.behind_ms = "at", push.next, push.behind_ms
         self._given[cursor.shard] -= pushed
         if came:
-            fresh = list(self._ready)[before:]
-            self._held[cursor.shard] += sum(map(len, fresh))
-            seen = sum(batch.blob_bytes for batch in fresh) // max(1, pushed)
+            self._held[cursor.shard] += sum(map(len, came))
+            seen = sum(batch.blob_bytes for batch in came) // max(1, pushed)
             self._record_bytes = max(seen, self._record_bytes * 7 // 8 if self._has_seen else 0)
             self._has_seen = True
             self._wake()

@@ -188,6 +188,11 @@ class Link:
 
     def submit(self, request: Request) -> None:
         """Sends a request as soon as there is a connection with room for it."""
+        error = self._enter(request)
+        if error is not None:
+            request.on_done(None, error)
+
+    def _enter(self, request: Request) -> PenstockError | None:
         error: PenstockError | None = None
         with self.mutex:
             if not self.is_started and not backend.STARTS_IN_BLOCK and not self._closed.is_set():
@@ -205,8 +210,7 @@ class Link:
                     if not self._was_connected:
                         self._expect(self._started + self.options.connect_timeout)
                 self._expect(request.deadline)
-        if error is not None:
-            request.on_done(None, error)
+        return error
 
     def submit_made(
         self, make: Callable[[], Request], on_done: Callable[[codec.Message | None, PenstockError | None], None]
@@ -216,11 +220,13 @@ class Link:
         request: Request | None = None
         try:
             request = make()
-            self.submit(request)
+            error = self._enter(request)
         except BaseException:
             if request is None or not self._knows(request):
                 on_done(None, Cancelled("not sent: the program was interrupted"))
             raise
+        if error is not None:
+            on_done(None, error)
 
     def _knows(self, request: Request) -> bool:
         waiting = self._waiting_long if request.operation.waits else self._waiting

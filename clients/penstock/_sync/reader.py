@@ -318,19 +318,19 @@ class Reading:
         if came or self._is_over():
             self._wake()
 
-    def _keep(self, cursor: Cursor, start: int, runs: list[wire.RecordRun]) -> bool:
-        """Keeps the records from `start` on to be taken out; whether there are any."""
-        came = False
+    def _keep(self, cursor: Cursor, start: int, runs: list[wire.RecordRun]) -> list[RecordBatch]:
+        """Keeps the records from `start` on to be taken out; returns them."""
+        came: list[RecordBatch] = []
         for run in runs:
             first = run.first
             for batch in run.batches:
                 end = first + batch.count
                 if end > start:
-                    self._ready.append(RecordBatch(cursor.shard, first, run.arrived_ms, batch, max(0, start - first)))
+                    came.append(RecordBatch(cursor.shard, first, run.arrived_ms, batch, max(0, start - first)))
                     self._ready_bytes += len(batch.blob)
-                    came = True
                 first = end
             cursor.start, cursor.position = "at", first
+        self._ready.extend(came)
         return came
 
     def _trouble(self, cursor: Cursor, error: PenstockError) -> None:
