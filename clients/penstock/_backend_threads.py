@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import socket
 import ssl
@@ -10,6 +11,10 @@ import time
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any
+
+codecs.lookup("idna")
+"""Connecting looks a name up, and the first time that imports this codec: a process that forks in that moment would leave its
+child with an import that never ends, and so with a client that never connects. (So it is imported now.)"""
 
 RECEIVE_BYTES = 262_144
 

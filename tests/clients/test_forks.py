@@ -163,3 +163,19 @@ def test_a_client_that_was_closed_before_the_fork_stays_closed(broker: FakeBroke
         assert os.waitpid(pid, 0)[1] == 0
     """
     run(script, broker.url)
+
+
+def test_a_connection_imports_nothing_for_a_fork_in_that_moment_leaves_an_import_that_never_ends(broker: FakeBroker) -> None:
+    script = """
+        import sys
+        from penstock import Client
+
+        before = set(sys.modules)
+        with Client(sys.argv[1]) as client:
+            queue = client.queue("jobs")
+            queue.send("x")
+            for message in queue.receive():
+                message.delete()
+        print(sorted(set(sys.modules) - before))
+    """
+    assert run(script, broker.url) == "[]\n"
