@@ -15,7 +15,7 @@ import nats
 import nats.errors
 import uvloop
 
-from benchmarks.meter import Meter, Work
+from benchmarks.meter import SURPLUS_PAUSE_SECONDS, Meter, Work
 
 ERRORS = (nats.errors.Error,)
 WINDOW = 500
@@ -108,6 +108,9 @@ async def _consume(meter: Meter, port: int, work: Work) -> None:
     subscription = await client.jetstream().pull_subscribe_bind("c", work.queue)
     meter.ready()
     while not meter.stopped:
+        if meter.overtakes:
+            await asyncio.sleep(SURPLUS_PAUSE_SECONDS)
+            continue
         try:
             messages = await subscription.fetch(work.batch, timeout=0.2)
         except nats.errors.TimeoutError:

@@ -14,7 +14,7 @@ from typing import Any, LiteralString
 import psycopg
 from psycopg import sql
 
-from benchmarks.meter import Meter, Work
+from benchmarks.meter import SURPLUS_PAUSE_SECONDS, Meter, Work
 from benchmarks.peer_redis import threads
 
 SENDERS, PRODUCERS, CONSUMERS = 4, 2, 2
@@ -92,6 +92,9 @@ def consume(meter: Meter, port: int, work: Work) -> None:
     def loop(number: int) -> None:
         connection = connections[number]
         while not meter.stopped:
+            if meter.overtakes:
+                time.sleep(SURPLUS_PAUSE_SECONDS)
+                continue
             rows = connection.execute(take, (work.batch,), binary=True).fetchall()
             meter.done(len(rows), number)
             if not rows:

@@ -15,7 +15,7 @@ from typing import Any
 import pika
 import pika.exceptions
 
-from benchmarks.meter import Meter, Work
+from benchmarks.meter import SURPLUS_PAUSE_SECONDS, Meter, Work
 
 ERRORS = (pika.exceptions.AMQPError,)
 PRODUCER_WINDOW = 2000
@@ -130,7 +130,8 @@ def produce(meter: Meter, port: int, work: Work) -> None:
 
 def consume(meter: Meter, port: int, work: Work) -> None:
     """Receives and acknowledges."""
-    pending = 0
+    pending = newest = 0
+    waits = False
 
     def on_open(connection: Any) -> None:
         def poll() -> None:
@@ -140,10 +141,19 @@ def consume(meter: Meter, port: int, work: Work) -> None:
                 connection.ioloop.call_later(0.05, poll)
 
         def on_message(channel: Any, method: Any, _: Any, __: Any) -> None:
-            nonlocal pending
-            pending += 1
-            if pending >= work.batch:
-                channel.basic_ack(method.delivery_tag, multiple=True)
+            nonlocal pending, newest
+            pending, newest = pending + 1, method.delivery_tag
+            if pending >= work.batch and not waits:
+                acknowledge(channel)
+
+        def acknowledge(channel: Any) -> None:
+            nonlocal pending, waits
+            waits = meter.overtakes and channel.is_open
+            if waits:
+                # What is not acknowledged takes room of the prefetch, so no more comes meanwhile.
+                connection.ioloop.call_later(SURPLUS_PAUSE_SECONDS, lambda: acknowledge(channel))
+            elif channel.is_open:
+                channel.basic_ack(newest, multiple=True)
                 meter.done(pending)
                 pending = 0
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import redis
 
-from benchmarks.meter import Meter, Work
+from benchmarks.meter import SURPLUS_PAUSE_SECONDS, Meter, Work
 
 SENDERS, CONSUMERS = 4, 4
 ERRORS = (redis.RedisError,)
@@ -105,6 +105,9 @@ def consume(meter: Meter, port: int, work: Work) -> None:
     def loop(number: int) -> None:
         client = clients[number]
         while not meter.stopped:
+            if meter.overtakes:
+                time.sleep(SURPLUS_PAUSE_SECONDS)
+                continue
             answer = client.xreadgroup("g", f"c{number}", {work.queue: ">"}, count=most, block=200)
             if not answer:
                 continue

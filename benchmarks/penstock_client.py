@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Callable
 import trio
 from penstock import AsyncClient, AsyncQueue, OutgoingMessage, PenstockError
 
-from benchmarks.meter import Meter, Work
+from benchmarks.meter import SURPLUS_PAUSE_SECONDS, Meter, Work
 
 SENDERS, CONSUMERS_PER_PRODUCER = 4, 5
 ERRORS = (PenstockError,)
@@ -114,6 +114,9 @@ async def _consume(meter: Meter, port: int, work: Work) -> None:
 
         async def loop() -> None:
             while not meter.stopped:
+                if meter.overtakes:
+                    await trio.sleep(SURPLUS_PAUSE_SECONDS)
+                    continue
                 messages = await queue.receive(work.batch, wait_seconds=0.2)
                 if messages:
                     await queue.delete_many(messages)
