@@ -9,6 +9,8 @@ from typing import Any
 import anyio
 import pytest
 from penstock import AsyncClient, Client, OutgoingRecord, Producer, PutFailed, RecordBatch
+from penstock._async import producer as producers
+from penstock._async.putting import WAYS
 from penstock._sync.putting import PutBatch
 from penstock.errors import (
     ClientClosed,
@@ -70,7 +72,8 @@ async def test_bytes_fill_a_batch_as_well(broker: StreamBroker) -> None:
     assert frames(broker) == [3, 3, 1, 1, 3, 1]
 
 
-async def test_records_wait_no_longer_than_their_linger(broker: StreamBroker) -> None:
+async def test_records_wait_no_longer_than_their_linger(broker: StreamBroker, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(producers, "LOOK_SECONDS", FOREVER)
     async with AsyncClient(broker.url) as client, client.stream("one").producer(linger=0.05) as producer:
         await producer.put(b"one", "k")
         assert frames(broker) == []
@@ -105,6 +108,70 @@ async def test_many_records_are_grouped_by_shard_in_their_order(broker: StreamBr
         numbers = [int(one) for one, _ in shard.records]
         assert numbers == sorted(numbers)
     assert sorted(map(int, data(broker, name))) == list(range(5_000))
+
+
+async def test_columns_for_many_shards_travel_together_by_shard_not_call_by_call(broker: StreamBroker) -> None:
+    async with AsyncClient(broker.url) as client:
+        async with client.stream("eight").producer(linger=FOREVER) as producer:
+            for start in range(0, 200, 2):
+                await producer.put_columns([b"%d" % start, b"%d" % (start + 1)], [f"key {start}", f"key {start + 1}"])
+            assert frames(broker) == []
+        assert producer.delivered == 200
+    assert len(frames(broker)) == 8
+    assert sorted(map(int, data(broker, "eight"))) == list(range(200))
+
+
+async def test_columns_wait_no_longer_than_their_linger(broker: StreamBroker, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(producers, "LOOK_SECONDS", FOREVER)
+    async with AsyncClient(broker.url) as client, client.stream("eight").producer(linger=0.05) as producer:
+        await producer.put_columns([b"one"], ["k"])
+        assert frames(broker) == []
+        await broker.until(lambda: frames(broker) == [1])
+        await producer.put_columns([b"two"], ["k"])
+        await broker.until(lambda: frames(broker) == [1, 1])
+
+
+async def test_a_record_put_after_columns_does_not_overtake_them(broker: StreamBroker) -> None:
+    async with AsyncClient(broker.url) as client, client.stream("eight").producer(linger=FOREVER) as producer:
+        await producer.put_columns([b"1", b"2"], ["k", "k"])
+        await producer.put(b"3", "k")
+        await producer.put_columns([b"4"], ["k"])
+        await producer.flush()
+        await producer.put_columns([b"5"], ["k"])
+    assert data(broker, "eight") == [b"1", b"2", b"3", b"4", b"5"]
+    assert frames(broker) == [4, 1]
+
+
+async def test_with_many_shards_a_bounded_number_of_batches_is_on_its_way_and_all_have_their_turn(broker: StreamBroker) -> None:
+    broker.stream("many", 100)
+    broker.fault("PutRecords", *[HOLD] * WAYS)
+    async with AsyncClient(broker.url) as client:
+        async with client.stream("many").producer(linger=0) as producer:
+            keys = [f"key {number}" for number in range(2_000)]
+            await producer.put_columns([b"first"] * 2_000, keys)
+            await broker.until(lambda: len(frames(broker)) == WAYS)
+            await producer.put_columns([b"second"] * 2_000, keys)
+            await turns()
+            assert len(frames(broker)) == WAYS
+            broker.release_held()
+        assert producer.delivered == 4_000
+    # Those whose turn came later had both in one batch.
+    assert len(frames(broker)) == 100 + WAYS
+    for shard in broker.stream("many").shards.values():
+        assert sorted(shard.records, reverse=True, key=lambda record: record[0] == b"first") == shard.records
+
+
+async def test_a_client_that_is_closed_tells_of_the_batches_of_a_thousand_shards(broker: StreamBroker) -> None:
+    broker.stream("many", 1_000)
+    broker.fault("PutRecords", *[HOLD] * WAYS)
+    client = AsyncClient(broker.url)
+    async with client:
+        with pytest.raises((ClientClosed, PutFailed)):
+            async with client.stream("many").producer(linger=0) as producer:
+                await producer.put_columns([b"first"] * 20_000, [f"key {number}" for number in range(20_000)])
+                await broker.until(lambda: len(frames(broker)) == WAYS)
+                await client.aclose()
+    assert producer.buffered_bytes == 0
 
 
 async def test_order_is_kept_and_nothing_doubled_over_lost_connections_and_a_broker_in_trouble(broker: StreamBroker) -> None:

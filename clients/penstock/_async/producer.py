@@ -21,6 +21,10 @@ if TYPE_CHECKING:
 RECORDS_PER_TURN: Final = 256
 """Records that are put one by one before other tasks get a turn, the one that sends among them."""
 
+GATHERED_PER_SHARD: Final = 32
+"""Records that come in columns are grouped by shard when there are so many for each on average: grouping has a cost for each
+shard that gets any."""
+
 LOOK_SECONDS: Final = 5.0
 """How often somebody who waits for room looks whether the client is still there, and the timer whether it is needed."""
 
@@ -32,10 +36,11 @@ class AsyncProducer:
     """Made by AsyncStream.producer; used as `async with`, whose end sends everything and waits for it.
 
     `put` returns as soon as a record is in the buffer. A shard's batch is sent when it is full (`max_records`, `max_bytes`) or
-    `linger` seconds old, and the one before it was answered; under load batches grow by themselves. When `buffer_bytes` wait for
-    their answer, `put` waits. Batches are repeated over lost connections and restarts of the broker for `delivery_timeout`
-    seconds, without making second records; records of a shard keep their order (unless `ordered` is False). A split or merge
-    of shards is followed.
+    `linger` seconds old, and the one before it was answered; under load batches grow by themselves, for over all
+    shards only 32 are on their way at a time. When `buffer_bytes` wait for their answer, `put` waits. Batches are repeated
+    over lost connections and restarts of the broker for `delivery_timeout` seconds, without
+    making second records; records of a shard keep their order (unless `ordered` is False). A split or merge of shards is
+    followed.
 
     What is refused for good, or could not be delivered in time, is told by PutFailed out of the next `put` or `flush`, or at
     the end of the block: `.records` has it. A record is told of once.
@@ -71,6 +76,7 @@ class AsyncProducer:
         self._stream = stream
         self._link = stream.link
         self._buffer_bytes = buffer_bytes
+        self._linger = linger
         self._lanes = AsyncLanes(
             stream.link,
             stream.name,
@@ -86,6 +92,8 @@ class AsyncProducer:
             on_open=self._opened,
         )
         self._tasks = backend.Tasks()
+        self._gathered = Columns([], [], None, 0)
+        self._gathered_since = 0.0
         self._outstanding: dict[PutBatch, None] = {}
         self._failures: list[tuple[PenstockError, OutgoingRecord]] = []
         self._room = backend.Event()
@@ -140,6 +148,7 @@ class AsyncProducer:
             with self._link.mutex:
                 room = self._room_for(size_bytes)
                 if room is None:
+                    self._group()
                     shards = self._lanes.route(shards)
                     self._lanes.join(shards.shard_of(key, explicit), content, key, explicit, size_bytes)
                     return
@@ -179,10 +188,27 @@ class AsyncProducer:
                         taken = columns.pick([place for place in range(len(columns)) if place not in problems])
                         self.buffered_bytes -= columns.size_bytes - taken.size_bytes
                         columns = taken
-                    for shard, _, some in self._lanes.route(shards).group(columns):
-                        self._lanes.extend(shard, some)
+                    self._gather(columns)
+                    if not self._linger or len(self._gathered) >= GATHERED_PER_SHARD * len(shards.ids):
+                        self._group()
                     return
             await room.wait_for(LOOK_SECONDS)
+
+    def _gather(self, columns: Columns) -> None:
+        """Puts records behind those that wait to be grouped."""
+        if not len(self._gathered):
+            self._gathered_since = backend.monotonic()
+            self._look_by(self._gathered_since + self._linger)
+        self._gathered.extend(columns)
+
+    def _group(self) -> None:
+        """Those that waited for it come into their shards' batches."""
+        if len(self._gathered):
+            gathered, self._gathered = self._gathered, Columns([], [], None, 0)
+            shards = self._stream.shard_map.current
+            assert shards is not None  # `_put` looked
+            for shard, _, some in self._lanes.route(shards).group(gathered):
+                self._lanes.extend(shard, some, self._gathered_since)
 
     def _room_for(self, size_bytes: int) -> backend.Event | None:
         """Counts what comes in if there is room; else the event to wait for. An empty buffer takes anything."""
@@ -211,8 +237,12 @@ class AsyncProducer:
     def _opened(self, batch: PutBatch) -> None:
         """The first record came into a batch; the mutex is held."""
         self._outstanding[batch] = None
-        if batch.due < self._look_at:
-            self._look_at = batch.due
+        self._look_by(batch.due)
+
+    def _look_by(self, due: float) -> None:
+        """The task that keeps time looks then, if not before."""
+        if due < self._look_at:
+            self._look_at = due
             self._wake.set()
 
     def _answered(self, batch: PutBatch) -> None:
@@ -238,6 +268,7 @@ class AsyncProducer:
     async def _deliver(self, seconds: float) -> None:
         until = backend.monotonic() + seconds
         with self._link.mutex:
+            self._group()
             self._lanes.ripen(math.inf)
             waiting = list(self._outstanding)
         for batch in waiting:
@@ -252,7 +283,11 @@ class AsyncProducer:
                 if not self._is_open or self._link.is_closed:
                     return
                 now = backend.monotonic()
-                self._look_at = self._lanes.ripen(now)
+                due = self._gathered_since + self._linger if len(self._gathered) else math.inf
+                if due <= now:
+                    self._group()
+                    due = math.inf
+                self._look_at = min(due, self._lanes.ripen(now))
                 self._wake = wake = backend.Event()
                 seconds = min(LOOK_SECONDS, self._look_at - now)
             await wake.wait_for(seconds)

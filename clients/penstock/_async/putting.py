@@ -43,6 +43,10 @@ CONCURRENT_BATCHES: Final = 4
 FULL_BATCHES: Final = 16
 """The same for one that cannot: so many callers at once need not wait for each other's commits."""
 
+WAYS: Final = 32
+"""Batches on their way over all shards of a producer. Beyond that lanes take turns, and their batches grow meanwhile: what a
+record costs follows from how many share a batch, not from how many shards there are."""
+
 CLOSED_LOOKS: Final = 50
 """How often a shard that says it is closed may still be listed as open before its records are given up."""
 
@@ -122,9 +126,9 @@ class PutBatch:
 
 class Lane:
     """The batches of one shard. `held`: it sends nothing, for the shard is closed, or said that a record is too large.
-    `asked`: the shards are being listed anew for it."""
+    `asked`: the shards are being listed anew for it. `waits`: it stands in the line of those that may send next."""
 
-    __slots__ = ("asked", "full", "held", "looks", "on_the_way", "open", "sending", "shard")
+    __slots__ = ("asked", "full", "held", "looks", "on_the_way", "open", "sending", "shard", "waits")
 
     def __init__(self, shard: int) -> None:
         self.shard = shard
@@ -135,6 +139,7 @@ class Lane:
         self.held = False
         self.asked = False
         self.looks = 0
+        self.waits = False
 
     def drain(self) -> list[PutBatch]:
         """Takes out everything that is not on its way."""
@@ -178,6 +183,9 @@ class AsyncLanes:
         self._on_done = on_done
         self._on_open = on_open
         self._lanes: dict[int, Lane] = {}
+        self._on_the_way = 0
+        self._line: deque[Lane] = deque()
+        self._turning = False
         self._route: ShardMap | None = None
         self._operation = operation_of(wire.PutRecords("", 0, 0, 0, 0, b""))
 
@@ -200,10 +208,10 @@ class AsyncLanes:
         lane = self._lane(shard)
         batch = lane.open
         if not len(batch):
-            self._begin(batch)
+            self._begin(batch, backend.monotonic())
         elif not batch.has_room(size_bytes, self._max_records, self.limit_bytes(self._max_bytes)):
             batch = self._next_open(lane)
-            self._begin(batch)
+            self._begin(batch, backend.monotonic())
         place = batch.columns.add(data, key, explicit, size_bytes)
         if len(batch) >= self._max_records:
             self._next_open(lane)
@@ -211,15 +219,15 @@ class AsyncLanes:
             self._pump(lane)
         return batch, place
 
-    def extend(self, shard: int, columns: Columns) -> None:
-        """Puts many records of one shard behind what is gathered for it already."""
+    def extend(self, shard: int, columns: Columns, since: float) -> None:
+        """Puts many records of one shard behind what is gathered for it already. `since`: how long they have waited."""
         lane = self._lane(shard)
         limit = self.limit_bytes(self._max_bytes)
         start, count = 0, len(columns)
         while start < count:
             batch = lane.open
             if not len(batch):
-                self._begin(batch)
+                self._begin(batch, since)
             room = max(1, self._max_records - len(batch))
             piece = next(columns.part(start, count).pieces(room, limit))
             if len(batch) and not batch.has_room(piece.size_bytes + RECORD_OVERHEAD * len(piece), self._max_records, limit):
@@ -285,14 +293,13 @@ class AsyncLanes:
         """Whether a shard is closed, as far as is known."""
         return self._shards.current is not None and shard not in self._shards.current.ids
 
-    def _begin(self, batch: PutBatch) -> None:
+    def _begin(self, batch: PutBatch, since: float) -> None:
         """The first record comes into a batch."""
-        now = backend.monotonic()
-        batch.deadline = now + self._timeout
+        batch.deadline = since + self._timeout
         batch.on_done = self._on_done
         if self._linger:
             batch.ripe = False
-            batch.due = now + self._linger
+            batch.due = since + self._linger
         if self._on_open is not None:
             self._on_open(batch)
 
@@ -310,6 +317,11 @@ class AsyncLanes:
         lane.sending = True
         try:  # (A Ctrl-C may come anywhere: those who put later must not wait for ever.)
             while not lane.held:
+                if self._on_the_way >= WAYS:
+                    if not lane.waits and (lane.full or (len(lane.open) and lane.open.ripe)):
+                        lane.waits = True
+                        self._line.append(lane)
+                    break
                 if lane.full and lane.on_the_way < self._concurrent_full:
                     batch = lane.full.popleft()
                 elif not lane.full and len(lane.open) and lane.open.ripe and lane.on_the_way < self._concurrent:
@@ -324,6 +336,19 @@ class AsyncLanes:
         finally:
             lane.sending = False
 
+    def _next_lanes(self) -> None:
+        """Those that wait for a way go on, as far as there are any. (With a guard, as in `_pump`.)"""
+        if self._turning:
+            return
+        self._turning = True
+        try:
+            while self._line and self._on_the_way < WAYS:
+                lane = self._line.popleft()
+                lane.waits = False
+                self._pump(lane)
+        finally:
+            self._turning = False
+
     def _submit(self, lane: Lane, batch: PutBatch) -> None:
         number, acknowledged = self._sequences.take()
         columns = batch.columns
@@ -333,6 +358,7 @@ class AsyncLanes:
             with self._link.mutex:
                 self._sequences.done(number)
                 lane.on_the_way -= 1
+                self._on_the_way -= 1
                 again = isinstance(error, (ShardClosed, RecordTooLarge)) and batch.refusal is None
                 refused: list[tuple[PutBatch, PenstockError]] = []
                 if again:
@@ -342,7 +368,8 @@ class AsyncLanes:
                     refused = self._follow()
                 elif again:
                     self._hold(lane)
-                else:
+                self._next_lanes()
+                if not again:
                     self._pump(lane)
             if not again:
                 self.answer(batch, reply.first if isinstance(reply, wire.PutReply) else -1, error)
@@ -363,6 +390,7 @@ class AsyncLanes:
             return Request(self._operation, message, on_done, batch.deadline, resend=True)
 
         lane.on_the_way += 1
+        self._on_the_way += 1
         self._link.submit_made(make, on_done)
 
     # Shards that are closed
