@@ -5,8 +5,8 @@ one run mean something, which is why the rounds are interleaved (each round meas
 Senders are one client process; a cycle is a producer process and a consumer process at once. What each server is set to do, and
 what a message that it acknowledged survives, stands in benchmarks/servers.py; how it is driven in benchmarks/peer_*.py and
 penstock_client.py, for streams in benchmarks/stream_*.py; how it is counted in benchmarks/meter.py. What a reader at the tip of a
-stream waits stands in benchmarks/tip.py. benchmarks/install_peers.sh installs the peers. A peer that is missing, or does not
-start, is said to be so and left out.
+stream waits stands in benchmarks/tip.py, what registered consumers cost in benchmarks/fanout.py. benchmarks/install_peers.sh
+installs the peers. A peer that is missing, or does not start, is said to be so and left out.
 
 Exit code: 0 when everything that was measured reached what it must, 1 when something was missed, 2 when Penstock itself failed.
 """
@@ -25,7 +25,7 @@ from typing import Any
 
 from rich.console import Console
 
-from benchmarks import backlog, machine, report, scenarios, tip
+from benchmarks import backlog, fanout, machine, report, scenarios, tip
 from benchmarks.meter import Sample, Work
 from benchmarks.servers import PEERS, NotInstalled, running, versions
 
@@ -44,6 +44,7 @@ class Run:
         self.rounds: report.Rounds = {}
         self.waitings: report.Waitings = {}
         self.tips: report.Tips = {}
+        self.fanouts: list[fanout.Fanout] = []
         self.failed = False
 
     def check_installed(self) -> None:
@@ -132,6 +133,19 @@ class Run:
             )
             self.tips.setdefault(system, []).append(found)
 
+    def measure_fanout(self, turn: int) -> None:
+        """One round of what registered consumers cost."""
+        if "penstock" in self.left_out:
+            return
+        try:
+            found = fanout.run(self.options.folder, self.options.size, self.options.seconds)
+        except (*scenarios.client_of("penstock").ERRORS, RuntimeError, OSError) as error:
+            self._problem("fanout", "penstock", error)
+            return
+        told = ", ".join(f"{number}: {found.microseconds(number):.1f} µs" for number in fanout.CONSUMERS)
+        self.console.print(f"[dim]round {turn}: registered consumers, the broker's processor time for a record: {told}[/]")
+        self.fanouts.append(found)
+
     def as_json(self) -> dict[str, Any]:
         """Everything, round by round."""
         return {
@@ -149,6 +163,7 @@ class Run:
             "backlog": {
                 f"{system}, {fill}": [dataclasses.asdict(one) for one in found] for (system, fill), found in self.waitings.items()
             },
+            "fanout": [{str(number): dataclasses.asdict(one) for number, one in found.samples.items()} for found in self.fanouts],
             "tip": {system: [dataclasses.asdict(one) for one in found] for system, found in self.tips.items()},
         }
 
@@ -164,7 +179,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument(
         "--scenarios",
         default="",
-        help="only those that are named so or, if none is, whose names contain it; several with ; between; also 'tip', 'backlog'",
+        help="only those that are named so or, if none is, whose names contain it; several with ; between;"
+        " also 'tip', 'fanout', 'backlog'",
     )
     parser.add_argument(
         "--backlog", type=int, default=BACKLOG, help="messages waiting in the backlog (default 1,000,000; 0: skip)"
@@ -212,6 +228,7 @@ def main() -> int:
     wanted = [part.strip().lower() for part in options.scenarios.split(";") if part.strip()]
     chosen = [one for one in scenarios.SCENARIOS if not wanted or any(_names(part, one.name.lower()) for part in wanted)]
     with_tip = not wanted or "tip" in wanted
+    with_fanout = "penstock" in run.systems and (not wanted or "fanout" in wanted)
     with_backlog = options.backlog > 0 and (not wanted or "backlog" in wanted)
     console.print(
         f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.2f}; {options.folder} on {machine.file_system(options.folder)}: 4 KiB"
@@ -224,6 +241,8 @@ def main() -> int:
                 run.measure_scenario(scenario, turn)
             if with_tip:
                 run.measure_tip(turn)
+            if with_fanout:
+                run.measure_fanout(turn)
             if with_backlog:
                 run.measure_backlog(turn)
     except (KeyboardInterrupt, SystemExit):
@@ -235,7 +254,9 @@ def main() -> int:
         report.rates(console, run.rounds, present, versions(present), options.size)
         verdicts += report.demands(console, run.rounds)
     if run.tips:
-        report.tips(console, run.tips)
+        verdicts += report.tips(console, run.tips)
+    if run.fanouts:
+        verdicts += report.fanouts(console, run.fanouts)
     if run.waitings:
         verdicts += report.backlog(console, run.waitings, options.backlog, present)
     for system, why in run.left_out.items():

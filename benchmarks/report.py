@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.backlog import FILLS, TOO_SLOW_TO_FILL, Waiting
+from benchmarks.fanout import CONSUMERS, MOST, Fanout
 from benchmarks.meter import Sample
 from benchmarks.scenarios import BACKLOG_COSTS_MIB, BACKLOG_KEEPS, DEMANDS, FIFO_DEMAND, FIFO_SCENARIO
 from benchmarks.servers import DURABILITY
@@ -21,6 +22,7 @@ Waitings = dict[tuple[str, str], list[Waiting]]
 Tips = dict[str, list[Tip]]
 """System, one a round."""
 BUSY_CORES = 0.3
+TIP_MS = 5.0
 MIB = 2**20
 
 
@@ -76,8 +78,8 @@ def demands(console: Console, rounds: Rounds) -> list[bool]:
     return verdicts
 
 
-def tips(console: Console, found: Tips) -> None:
-    """The table of what a reader at the tip waits."""
+def tips(console: Console, found: Tips) -> list[bool]:
+    """The table of what a reader at the tip waits, and the verdict."""
     table = Table(title="at the tip of a stream, one record at a time, ms: median / 99th percentile", title_justify="left")
     for column in ("", "put to acknowledged", "acknowledged to reader", "put to reader", "records"):
         table.add_column(column, justify="right" if column else "left")
@@ -88,6 +90,24 @@ def tips(console: Console, found: Tips) -> None:
             cells.append(f"{middle:.2f} / {statistics.median(times(one).p99_ms for one in rounds):.2f}")
         table.add_row(system, *cells, f"{sum(one.count for one in rounds):,}")
     console.print(table)
+    if "penstock" not in found:
+        return []
+    middle = statistics.median(one.to_reader.median_ms for one in found["penstock"])
+    console.print(f"acknowledged to reader: {middle:.2f} ms (at most {TIP_MS} ms): {_word(middle <= TIP_MS)}")
+    return [middle <= TIP_MS]
+
+
+def fanouts(console: Console, found: list[Fanout]) -> list[bool]:
+    """What registered consumers cost the broker."""
+    costs = {number: statistics.median(one.microseconds(number) for one in found) for number in CONSUMERS}
+    rate = statistics.median(sample.sent_per_second for one in found for sample in one.samples.values())
+    told = ", ".join(f"{cost:.1f} with {number}" for number, cost in costs.items())
+    console.print(
+        f"registered consumers at the tip, {rate:,.0f} records/s: the broker's µs of processor for a record put: {told}"
+    )
+    ratio = costs[10] / costs[1]
+    console.print(f"ten registered consumers: {ratio:.2f} times one (less than {MOST}): {_word(ratio < MOST)}")
+    return [ratio < MOST]
 
 
 _TIMES: tuple[Callable[[Tip], Times], ...] = (lambda one: one.acknowledged, lambda one: one.to_reader, lambda one: one.whole)

@@ -22,6 +22,7 @@ from benchmarks.meter import PAUSE_SECONDS, Meter, Work
 SENDERS = 4
 SINGLES_PER_LOOK = 100
 KEYS = 10_000
+BATCH_SECONDS = 0.005
 ERRORS = (PenstockError,)
 INDEX = struct.Struct(">Q")
 
@@ -58,6 +59,16 @@ def tip_put(meter: Meter, port: int, work: Work) -> None:
 def tip_read(meter: Meter, port: int, work: Work) -> None:
     """Waits at the tip, and notes when each record is there."""
     trio.run(_tip_read, meter, port, work)
+
+
+def paced_put(meter: Meter, port: int, work: Work) -> None:
+    """Puts a batch, waits for its answer, pauses: as many batches a second whoever listens."""
+    trio.run(_paced_put, meter, port, work)
+
+
+def subscribed(meter: Meter, port: int, work: Work) -> None:
+    """As many registered consumers as the window says, each on a connection of its own."""
+    trio.run(_subscribed, meter, port, work)
 
 
 async def _tasks(count: int, task: Callable[[], Awaitable[None]]) -> None:
@@ -149,3 +160,42 @@ async def _tip_read(meter: Meter, port: int, work: Work) -> None:
                 for data in batch.data if batch is not None else ():
                     meter.stamp("seen", INDEX.unpack_from(data)[0], time.monotonic())
                     meter.done(1)
+
+
+async def _paced_put(meter: Meter, port: int, work: Work) -> None:
+    data = [secrets.token_bytes(work.size_bytes) for _ in range(work.batch)]
+    keys = ["key"] * work.batch
+    async with _client(port) as client:
+        stream = client.stream(work.queue)
+        await stream.describe()
+        meter.ready()
+        due = trio.current_time()
+        while not meter.stopped:
+            await stream.put_columns(data, keys)
+            meter.sent(work.batch)
+            due += BATCH_SECONDS
+            await trio.sleep_until(due)
+
+
+async def _subscribed(meter: Meter, port: int, work: Work) -> None:
+    begun = 0
+
+    async def one(number: int) -> None:
+        nonlocal begun
+        async with _client(port) as client:
+            consumer = await client.stream(work.queue).register_consumer(f"consumer-{number}")
+            async with consumer.subscribe(0, "trim_horizon") as records:
+                # A first look, so that it is subscribed before anything is put.
+                with trio.move_on_after(0.1):
+                    await records.next(0)
+                begun += 1
+                if begun == work.window:
+                    meter.ready()
+                while not meter.stopped:
+                    batch = await records.next(0.2)
+                    if batch is not None:
+                        meter.done(len(batch.data))
+
+    async with trio.open_nursery() as nursery:
+        for number in range(work.window):
+            nursery.start_soon(one, number)
