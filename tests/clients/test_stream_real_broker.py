@@ -28,10 +28,11 @@ from tests.broker_process import BrokerProcess, running_broker
 pytestmark = pytest.mark.anyio
 
 
-@pytest.fixture
-def own_broker(tmp_path: Path) -> Iterator[BrokerProcess]:
-    """A broker that the test may kill."""
-    with running_broker(tmp_path) as broker:
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.postgresql)])
+def own_broker(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[BrokerProcess]:
+    """A broker that the test may kill, on each kind of store."""
+    store = request.getfixturevalue("postgresql_url") if request.param == "postgresql" else ""
+    with running_broker(tmp_path, store=store) as broker:
         yield broker
 
 
