@@ -11,6 +11,7 @@ new incarnation before it commits again; the store makes sure that the lost comm
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
@@ -212,6 +213,10 @@ class Lane:
     async def wait_idle(self) -> None:
         """Returns once nothing waits and nothing runs."""
         while self._batch.callbacks or self._batch.participants or self._batch.rows or not self._idle.is_set():
+            if self._idle.is_set():
+                # The store is being found again (or a commit is about to begin): what waits is told of it, and so are we.
+                with contextlib.suppress(PenstockError):
+                    await self.commit()
             await self._idle.wait()
             await trio.lowlevel.checkpoint()
 

@@ -336,6 +336,18 @@ async def test_wait_idle_returns_once_nothing_waits_and_nothing_runs() -> None:
 
 
 @on_jumping_clock
+async def test_wait_idle_sleeps_while_the_store_is_sought_until_what_waits_was_refused() -> None:
+    async with bench() as one:
+        one.faults.update(commit=Fault.UNKNOWN_LOST, acquire=Fault.FAIL)
+        Ledger(one, "a").put("1")
+        await _settled()
+        refused = Ledger(one, "b").put("2")
+        with trio.fail_after(5):  # (By a clock that goes on only when everybody sleeps.)
+            await one.lane.wait_idle()
+        assert [type(error) for error in refused] == [StoreFailed] and not one.lane.is_healthy
+
+
+@on_jumping_clock
 async def test_there_is_no_room_while_too_many_bytes_wait_or_are_being_committed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lane_module, "MAX_PENDING_BYTES", 250)
     async with bench() as one:
