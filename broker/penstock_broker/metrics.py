@@ -44,6 +44,8 @@ _STREAM_COUNTERS: Final = (
     ("records_out", "read_records", "Records given to readers, every reader counts"),
     ("bytes_out", "read_bytes", "Bytes of records given to readers, data and keys"),
     ("trimmed", "trimmed_records", "Records given up at the end of their retention"),
+    ("throttled_records", "throttled_records", "Records refused because their shard's limits let no more pass"),
+    ("throttled_reads", "throttled_reads", "Reads refused because the shard's limits let no more pass"),
 )
 _STREAM_GAUGES: Final = (
     ("records", "records", "Records in the stream"),
@@ -148,6 +150,15 @@ class BrokerCollector(Collector):
         age = GaugeMetricFamily(
             "penstock_stream_newest_record_age_seconds", "Time since the newest record arrived", labels=labels, unit="seconds"
         )
+        oldest_age = GaugeMetricFamily(
+            "penstock_stream_oldest_record_age_seconds", "Time since the oldest record arrived", labels=labels, unit="seconds"
+        )
+        iterator_age = GaugeMetricFamily(
+            "penstock_stream_iterator_age_seconds",
+            "Age of the last record that a read brought lately, the highest of all shards; 0 at the tip",
+            labels=labels,
+            unit="seconds",
+        )
         counters = [CounterMetricFamily(f"penstock_stream_{name}", text, labels=labels) for _, name, text in _STREAM_COUNTERS]
         families: list[GaugeMetricFamily | CounterMetricFamily] = [*gauges, *counters]
         now_ms = broker.now_ms()
@@ -177,9 +188,15 @@ class BrokerCollector(Collector):
                 family.add_metric(names, value)
             if newest := max((one.shard.last_ms for one in loaded.values()), default=0):
                 age.add_metric(names, max(0, now_ms - newest) / 1000)
+            oldest = [one.oldest_ms for one in loaded.values() if one.oldest_ms is not None]
+            if oldest:
+                oldest_age.add_metric(names, max(0, now_ms - min(oldest)) / 1000)
+            behind = [found for one in loaded.values() if (found := one.iterator_age.at(now_ms)) is not None]
+            if behind:
+                iterator_age.add_metric(names, max(behind) / 1000)
         for family, value in zip(families, rest, strict=False):
             family.add_metric(["", "", OTHER], value)
-        yield from (*families, age)
+        yield from (*families, age, oldest_age, iterator_age)
         yield _gauge("penstock_streams", "Streams that exist", len(broker.stream_catalog))
         yield _gauge("penstock_shards_loaded", "Shards in memory: the others count in no series yet", len(runtimes))
 

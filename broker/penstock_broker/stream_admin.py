@@ -195,6 +195,7 @@ class StreamAdmin:
                 ShardMessage(
                     one.shard, one.low.to_bytes(_HASH_BYTES, "big"), one.high.to_bytes(_HASH_BYTES, "big"), list(one.parents),
                     one.created_ms, one.closed_ms, runtime.shard.trimmed, runtime.shard.end,
+                    runtime.shard.records, runtime.shard.size_bytes, runtime.oldest_ms,
                 )
             )  # fmt: skip
         call.reply(Shards(found, len(chosen) > limit))

@@ -244,7 +244,8 @@ class StreamConsumers:
         if body is None:
             body = bodies[place] = self._encoded(shard, subscription.position, runs, position)
         subscriber.call.push_body(body)
-        subscription.pushed(position, count_out(shard, runs))
+        records, _ = count_out(shard, runs)
+        subscription.pushed(position, records)
 
     def _encoded(self, shard: Shard, start: int, runs: list[RecordRun], position: int) -> bytes:
         return PushedRecords(start, runs, position, behind_of(shard, position, runs, self._ports.now_ms())).encode()

@@ -27,6 +27,7 @@ from penstock_protocol.errors import (
     ShardDoesNotExist,
     StoreFailed,
     StreamDoesNotExist,
+    ThroughputExceeded,
 )
 from penstock_protocol.stream_messages import Iterator, OpenIterator, PutRecords, PutReply, ReadRecords, RecordRun, Records
 from penstock_storage.interface import LogId, SegmentRow, Store, StoreError
@@ -39,9 +40,12 @@ from penstock_broker.ports import Ports
 from penstock_broker.queues.limits import PRODUCER_WINDOW_MS
 from penstock_broker.stream_catalog import ShardRecord, StreamCatalog, StreamRecord
 from penstock_broker.streams import batches, iterators, limits
+from penstock_broker.streams.ages import IteratorAge
 from penstock_broker.streams.iterators import Iterators
+from penstock_broker.streams.settings import StreamSettings
 from penstock_broker.streams.shard import Shard, part_of
 from penstock_broker.streams.subscription import Subscription
+from penstock_broker.streams.throughput import Throughput
 
 if TYPE_CHECKING:
     from penstock_broker.stream_consumers import StreamConsumers
@@ -70,7 +74,17 @@ class ShardRuntime:
     tip_bytes: int = 0
     """What the service counts for it."""
     oldest_ms: int | None = None
-    """When its oldest record arrived, as far as retention has looked."""
+    """When its oldest record arrived; None: it has none."""
+    iterator_age: IteratorAge = dataclasses.field(default_factory=IteratorAge)
+    _throughput: Throughput | None = None
+
+    def throughput(self, settings: StreamSettings) -> Throughput | None:
+        """What it lets pass, if its stream asks for limits."""
+        if not settings.has_shard_limits:
+            return None
+        if self._throughput is None:
+            self._throughput = Throughput()
+        return self._throughput
 
 
 @dataclasses.dataclass(slots=True, eq=False)
@@ -181,10 +195,10 @@ class StreamService:
         generation = self._generation
         try:
             try:
-                shard = await self._ports.in_thread(self._restore, log_id)
+                runtime = await self._ports.in_thread(self._restore, log_id)
             except KeyError:
                 await self.lane.commit()  # Its stream may be waiting for the commit that creates it.
-                shard = await self._ports.in_thread(self._restore, log_id)
+                runtime = await self._ports.in_thread(self._restore, log_id)
         except KeyError:
             raise ShardDoesNotExist("the shard was deleted") from None
         except StoreError as error:
@@ -201,15 +215,17 @@ class StreamService:
         if found is not None:
             one = found[1].range
             if one.closed_ms is not None:
-                shard.stay_closed(one.end)
-            self.runtimes[log_id] = ShardRuntime(shard)
+                runtime.shard.stay_closed(one.end)
+            self.runtimes[log_id] = runtime
 
-    def _restore(self, log_id: LogId) -> Shard:
+    def _restore(self, log_id: LogId) -> ShardRuntime:
         """Runs in a thread."""
         now_ms = self._ports.now_ms()
         row = self._store.load_log(log_id, now_ms)
         last = self._last(log_id, row.trimmed, row.reserved)
-        return Shard.restore(row, last, self._store.load_deduplication(log_id, now_ms - PRODUCER_WINDOW_MS))
+        oldest = self._store.load_heads(log_id, row.trimmed, 1) if last is not None else []
+        shard = Shard.restore(row, last, self._store.load_deduplication(log_id, now_ms - PRODUCER_WINDOW_MS))
+        return ShardRuntime(shard, oldest_ms=oldest[0].sent_ms if oldest else None)
 
     # The lane's side
 
@@ -218,6 +234,8 @@ class StreamService:
         runtime = self.runtimes.get(shard.log_id)
         if runtime is None or runtime.shard is not shard:
             return
+        if woke and runtime.oldest_ms is None:
+            runtime.oldest_ms = shard.tip_ms
         if woke and runtime.waiters:
             self._serve(runtime)
         if woke and runtime.subscribers:
@@ -274,9 +292,12 @@ class StreamService:
         runtime = self.runtime(self.shard_record(stream, request.shard))
         self.lane.check_adds()
         shard = runtime.shard
-        first, refusal = 0, None
+        run, refusal = None, None
+        throughput = runtime.throughput(stream.settings)
         try:
-            first = shard.put(request, call.caller.producer, stream.settings.max_record_bytes, self._ports.now_ms())
+            run = shard.put(
+                request, call.caller.producer, stream.settings.max_record_bytes, self._ports.now_ms(), throughput
+            )  # fmt: skip
         except ShardClosed as error:
             if shard.sealed:
                 raise
@@ -285,8 +306,8 @@ class StreamService:
         self.lane.touch(shard)
 
         def done(error: PenstockError | None) -> None:
-            if error is None and refusal is None:
-                call.reply(PutReply(first))
+            if error is None and run is not None:
+                call.reply(PutReply(run.first, run.count if run.count < request.count else None))
             else:
                 call.fail(error or refusal or ShardClosed())
 
@@ -374,6 +395,12 @@ class StreamService:
             raise IteratorInvalid()
         runtime = self.runtime(record)
         shard = runtime.shard
+        throughput = runtime.throughput(stream.settings)
+        if throughput is not None and not throughput.take_read(now_ms):
+            shard.counters.throttled_reads += 1
+            raise ThroughputExceeded(
+                f"a shard of this stream gives {limits.SHARD_READS} reads and {limits.SHARD_BYTES_OUT} bytes per second"
+            )
         reading = shard.read(place.position, request.max_records, self._max_bytes(request))
         if reading is None or (reading.runs and not call.session.has_room):
             self._start(self._read_older, call, runtime, place.position, request)
@@ -462,7 +489,10 @@ class StreamService:
         following = b"" if over else self._iterators.issue(iterators.Place(shard.log_id, position), now_ms)
         children = stream.children_of(record.range.shard) if over else []
         behind_ms = behind_of(shard, position, runs, now_ms)
-        count_out(shard, runs)
+        _, size_bytes = count_out(shard, runs)
+        if (throughput := runtime.throughput(stream.settings)) is not None:
+            throughput.pay_read(size_bytes)
+        runtime.iterator_age.note(max(0, now_ms - runs[-1].arrived_ms) if runs else 0, now_ms)
         call.reply(Records(record.range.shard, max(start, shard.trimmed), runs, following, behind_ms, children))
 
     # Time
@@ -515,7 +545,7 @@ class StreamService:
                 self.lane.touch(shard)
                 await self.lane.commit()
             if len(old) < limits.TRIM_PAGE:
-                runtime.oldest_ms = heads[len(old)].sent_ms if len(heads) > len(old) else None
+                runtime.oldest_ms = heads[len(old)].sent_ms if len(heads) > len(old) else shard.tip_ms
                 await self._forget(log_id, bound_ms)
                 return
 
@@ -548,12 +578,13 @@ def behind_of(shard: Shard, position: int, runs: list[RecordRun], now_ms: int) -
     return behind_ms
 
 
-def count_out(shard: Shard, runs: list[RecordRun]) -> int:
-    """Counts what leaves; how many records that is."""
+def count_out(shard: Shard, runs: list[RecordRun]) -> tuple[int, int]:
+    """Counts what leaves; how many records that is, and how many bytes of them."""
     records = sum(batch.count for run in runs for batch in run.batches)
+    size_bytes = sum(batch.size_bytes for run in runs for batch in run.batches)
     shard.counters.records_out += records
-    shard.counters.bytes_out += sum(batch.size_bytes for run in runs for batch in run.batches)
-    return records
+    shard.counters.bytes_out += size_bytes
+    return records, size_bytes
 
 
 def runs_of(rows: list[SegmentRow], position: int, end: int, max_records: int, max_bytes: int) -> tuple[list[RecordRun], int]:

@@ -366,7 +366,8 @@ class StreamInfo:
 @dataclasses.dataclass(frozen=True, slots=True)
 class ShardInfo:
     """A shard: it has the hashes from `low` to `high`, both included. `parents`: the shards it came from. `first`: the sequence
-    number that reading begins with, `end`: the one behind its last record."""
+    number that reading begins with, `end`: the one behind its last record. `records` and `size_bytes` count what can be read;
+    `oldest_at`: when the oldest of it arrived, None when there is none."""
 
     shard: int
     low: int
@@ -376,6 +377,9 @@ class ShardInfo:
     closed_at: datetime | None
     first: int
     end: int
+    records: int = 0
+    size_bytes: int = 0
+    oldest_at: datetime | None = None
 
     @property
     def is_open(self) -> bool:
@@ -394,6 +398,9 @@ class ShardInfo:
             None if shard.closed_ms is None else _time(shard.closed_ms),
             shard.first,
             shard.end,
+            shard.records,
+            shard.size_bytes,
+            None if shard.oldest_ms is None else _time(shard.oldest_ms),
         )
 
 
@@ -476,6 +483,10 @@ class StreamSettings(TypedDict, total=False):
     """Seconds that a record is kept: an hour to 365 days (24 hours)."""
     max_record_bytes: int | None
     """Data of one record: 1 KiB to 10 MiB (1 MiB)."""
+    mode: Literal["provisioned", "on_demand"] | None
+    """on_demand: no limits per shard, whatever enforce_shard_limits says (provisioned)."""
+    enforce_shard_limits: bool | None
+    """Whether a shard lets pass only 1,000 records and 1 MiB in, 5 reads and 2 MiB out per second, as in Kinesis (false)."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

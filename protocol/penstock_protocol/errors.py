@@ -334,6 +334,13 @@ class PositionTrimmed(PenstockError):
     advice = "Records from that sequence number on have aged out: nothing brings them back. Begin at trim_horizon, knowing that."
 
 
+class ThroughputExceeded(PenstockError):
+    code = 313
+    fault = Fault.CALLER
+    retryable = True
+    advice = "The shard has let pass what it does per second: retry with backoff, spread the keys, or split the shard."
+
+
 TABLE: Final[dict[int, type[PenstockError]]] = {cls.code: cls for cls in PenstockError.__subclasses__()}
 """Every error by its number."""
 

@@ -108,7 +108,8 @@ class ListShards(Message):
 @dataclasses.dataclass(frozen=True, slots=True)
 class Shard(Message):
     """A shard. `parents`: the shards it came from (one after a split, two after a merge). `closed_ms` is nil while it is open.
-    `first`: the sequence number that reading begins with (the trim horizon); `end`: the one after its last record."""
+    `first`: the sequence number that reading begins with (the trim horizon); `end`: the one after its last record. `records` and
+    `size_bytes` count what can be read; `oldest_ms`: when the oldest of it arrived, nil when there is none."""
 
     shard: int
     low: bytes
@@ -118,6 +119,9 @@ class Shard(Message):
     closed_ms: int | None
     first: int
     end: int
+    records: int = 0
+    size_bytes: int = 0
+    oldest_ms: int | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -157,8 +161,9 @@ class SetShardCount(Message):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class PutRecords(Message):
-    """Appends a batch to an open shard, whole or not at all. The client chose the shard by the MD5 of the records' keys, or by
-    their explicit hash keys. `sequence` and `acknowledged` make it idempotent, as in SendMessages."""
+    """Appends a batch to an open shard, whole or not at all; with `partial` perhaps only its first records, when the shard's
+    limits let no more pass. The client chose the shard by the MD5 of the records' keys, or by their explicit hash keys.
+    `sequence` and `acknowledged` make it idempotent, as in SendMessages."""
 
     stream: str
     shard: int
@@ -168,13 +173,16 @@ class PutRecords(Message):
     blob: bytes
     sequence: int = 0
     acknowledged: int = 0
+    partial: bool = False
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class PutReply(Message):
-    """The sequence number of the batch's first record; the others follow it one by one."""
+    """The sequence number of the batch's first record; the others follow it one by one. `taken`: so many, the first ones, were
+    stored; nil: all."""
 
     first: int
+    taken: int | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -41,7 +41,7 @@ def new_shard() -> Shard:
 
 
 def put(shard: Shard, *data: bytes, now_ms: int = NOW_MS, producer: bytes = PRODUCER, **fields: Any) -> int:
-    return shard.put(put_of(list(data), **fields), producer, limits.DEFAULT_RECORD_BYTES, now_ms)
+    return shard.put(put_of(list(data), **fields), producer, limits.DEFAULT_RECORD_BYTES, now_ms).first
 
 
 class Disk:
@@ -237,7 +237,7 @@ def test_a_record_may_be_as_long_as_the_stream_allows_and_no_longer() -> None:
     request = put_of([b"a", bytes(2_048)])
     with pytest.raises(RecordTooLarge, match="record 1 has 2048 bytes; the stream allows 2047"):
         shard.put(request, PRODUCER, 2_047, NOW_MS)
-    assert shard.put(request, PRODUCER, 2_048, NOW_MS) == 0
+    assert shard.put(request, PRODUCER, 2_048, NOW_MS).first == 0
 
 
 @pytest.mark.parametrize("count", [2, 512, 10_000])

@@ -162,7 +162,12 @@ async def test_a_stream_is_created_described_listed_and_deleted() -> None:
             "arn:aws:kinesis:local:000000000000:stream/s.1",
             EPOCH_MS,
             EPOCH_MS,
-            [q.Setting("retention_ms", 2 * HOUR_MS), q.Setting("max_record_bytes", 1_048_576)],
+            [
+                q.Setting("retention_ms", 2 * HOUR_MS),
+                q.Setting("max_record_bytes", 1_048_576),
+                q.Setting("mode", "provisioned"),
+                q.Setting("enforce_shard_limits", False),
+            ],
             [q.Tag("team", "shop")],
             3,
         )
@@ -197,10 +202,16 @@ async def test_settings_and_tags_change_all_or_none() -> None:
     async with house() as one:
         peer = await a_stream(one)
         changed = await peer.call(st.SetStreamSettings("s", [q.Setting("retention_ms", HOUR_MS)]))
-        assert settings_of(changed) == {"retention_ms": HOUR_MS, "max_record_bytes": 1_048_576}
+        assert settings_of(changed) == {
+            "retention_ms": HOUR_MS,
+            "max_record_bytes": 1_048_576,
+            "mode": "provisioned",
+            "enforce_shard_limits": False,
+        }
         for wrong in ([q.Setting("retention_ms", HOUR_MS - 1)], [q.Setting("retention_ms", 366 * 24 * HOUR_MS)],
                       [q.Setting("max_record_bytes", 2_048), q.Setting("retention_ms", "1")], [q.Setting("mood", 1)],
-                      [q.Setting("max_record_bytes", 1_023)], [q.Setting("max_record_bytes", True)]):  # fmt: skip
+                      [q.Setting("max_record_bytes", 1_023)], [q.Setting("max_record_bytes", True)],
+                      [q.Setting("mode", "PROVISIONED")], [q.Setting("enforce_shard_limits", 1)]):  # fmt: skip
             with pytest.raises(InvalidAttribute):
                 await peer.call(st.SetStreamSettings("s", wrong))
         assert await peer.call(st.StreamName("s"), "DescribeStream") == changed
@@ -595,7 +606,7 @@ async def test_a_split_closes_its_shard_and_opens_two() -> None:
         assert await peer.call(st.SplitShard("s", 0)) == s.Empty()
         middle = 1 << 127
         assert await shards_of(peer) == [
-            st.Shard(0, bytes(16), b"\xff" * 16, [], EPOCH_MS, EPOCH_MS + 1_000, 0, 2),
+            st.Shard(0, bytes(16), b"\xff" * 16, [], EPOCH_MS, EPOCH_MS + 1_000, 0, 2, 2, 4, EPOCH_MS),
             st.Shard(1, bytes(16), (middle - 1).to_bytes(16, "big"), [0], EPOCH_MS + 1_000, None, 0, 0),
             st.Shard(2, middle.to_bytes(16, "big"), b"\xff" * 16, [0], EPOCH_MS + 1_000, None, 0, 0),
         ]

@@ -25,7 +25,10 @@ from tests.cli.runner import Penstock
 from tests.cli.test_hostile import HOSTILE, assert_harmless
 
 STREAM_KEYS = ["name", "arn", "created_at", "modified_at", "open_shards", "settings", "tags"]
-SHARD_KEYS = ["shard", "state", "low", "high", "parents", "created_at", "closed_at", "first", "end", "oldest_at"]
+SHARD_KEYS = [
+    "shard", "state", "low", "high", "parents", "created_at", "closed_at", "first", "end", "records", "size_bytes", "oldest_at",
+]  # fmt: skip
+DEFAULTS = {"mode": "provisioned", "enforce_shard_limits": False}
 RECORD_KEYS = ["shard", "sequence", "key", "arrived_at", "data"]
 HASHES = 1 << 128
 
@@ -65,13 +68,19 @@ def put_raw(url: str, request: wire.PutRecords) -> None:
 
 def test_create_takes_shards_settings_and_tags_and_tells_the_whole_stream(penstock: Penstock, name: str) -> None:
     options = ["--shards", "3", "--retention", "7200", "--max-record-bytes", "2048", "--tag", "team=blue", "--tag", "cost=a=b"]
+    options += ["--mode", "on_demand", "--enforce-shard-limits"]
     (row,) = penstock.json("stream", "create", f"{name}-all", *options)
     assert list(row) == STREAM_KEYS
     assert row["name"] == f"{name}-all" and row["arn"].endswith(f":stream/{name}-all")
     assert datetime.fromisoformat(row["created_at"]).tzinfo is not None
     assert row["open_shards"] == 3
     assert row["tags"] == {"team": "blue", "cost": "a=b"}
-    assert row["settings"] == {"retention_ms": 7_200_000, "max_record_bytes": 2048}
+    assert row["settings"] == {
+        "retention_ms": 7_200_000,
+        "max_record_bytes": 2048,
+        "mode": "on_demand",
+        "enforce_shard_limits": True,
+    }
     assert penstock("stream", "create", f"{name}-all", *options).out.startswith(f"stream {name}-all is there: arn:")
     assert penstock("stream", "delete", f"{name}-all", "--json").row() == {"deleted": f"{name}-all"}
 
@@ -83,9 +92,13 @@ def test_creating_it_again_with_other_settings_is_refused(penstock: Penstock, na
 
 def test_set_changes_what_is_named_and_takes_back_to_the_default(penstock: Penstock, name: str) -> None:
     (row,) = penstock.json("stream", "set", name, "--retention", "3600", "--max-record-bytes", "1024")
-    assert row["settings"] == {"retention_ms": 3_600_000, "max_record_bytes": 1024}
+    assert row["settings"] == {"retention_ms": 3_600_000, "max_record_bytes": 1024, **DEFAULTS}
     (row,) = penstock.json("stream", "set", name, "--default", "retention")
-    assert row["settings"] == {"retention_ms": 86_400_000, "max_record_bytes": 1024}
+    assert row["settings"] == {"retention_ms": 86_400_000, "max_record_bytes": 1024, **DEFAULTS}
+    (row,) = penstock.json("stream", "set", name, "--mode", "on_demand", "--enforce-shard-limits")
+    assert (row["settings"]["mode"], row["settings"]["enforce_shard_limits"]) == ("on_demand", True)
+    (row,) = penstock.json("stream", "set", name, "--default", "mode", "--no-enforce-shard-limits")
+    assert row["settings"] == {"retention_ms": 86_400_000, "max_record_bytes": 1024, **DEFAULTS}
     assert penstock("stream", "set", name, "--default", "max-record-bytes").out == f"stream {name} changed\n"
     nothing = penstock("stream", "set", name)
     assert nothing.code == Exit.USAGE and "name at least one setting" in nothing.err
@@ -134,6 +147,7 @@ def test_show_tells_shards_with_their_hashes_parents_and_oldest_record(penstock:
     parent, low, high = row["shards"]
     assert list(parent) == SHARD_KEYS
     assert (parent["state"], parent["first"], parent["end"], parent["parents"]) == ("closed", 0, 2, [])
+    assert (parent["records"], parent["size_bytes"]) == (2, 8)
     assert before < datetime.fromisoformat(parent["oldest_at"]) < before + timedelta(hours=1)
     assert datetime.fromisoformat(parent["closed_at"]) >= datetime.fromisoformat(parent["created_at"])
     assert (low["state"], low["low"], low["high"], low["parents"]) == ("open", "0", str(HASHES // 2 - 1), [0])

@@ -7,6 +7,7 @@ import itertools
 import threading
 from typing import Any
 
+import msgpack
 from penstock.records import RecordBatch
 from penstock_protocol import stream_messages as streams
 from penstock_protocol.codec import Message
@@ -21,6 +22,7 @@ from penstock_protocol.errors import (
     ShardDoesNotExist,
     StreamConsumerDoesNotExist,
     StreamDoesNotExist,
+    ThroughputExceeded,
 )
 from penstock_protocol.queue_messages import Credit, Setting
 from penstock_protocol.session_messages import Empty
@@ -75,6 +77,8 @@ class FakeStream:
     shards: dict[int, FakeShard] = dataclasses.field(default_factory=dict)
     max_record_bytes: int = 1_048_576
     consumers: set[str] = dataclasses.field(default_factory=set)
+    room: list[int] | None = None
+    """How many records each of the next puts may store (of one that may not be cut: whether any); then no limit again."""
 
     @property
     def open(self) -> list[FakeShard]:
@@ -107,7 +111,7 @@ class StreamBroker(FakeBroker):
         self._iterators: dict[bytes, tuple[str, int, int]] = {}
         self._readers: list[tuple[Link, Request, streams.ReadRecords, tuple[str, int, int]]] = []
         self.subscriptions: list[FakeSubscription] = []
-        self._put: dict[tuple[bytes, str, int, int], int] = {}
+        self._put: dict[tuple[bytes, str, int, int], streams.PutReply] = {}
         self._numbers = itertools.count()
 
     def __enter__(self) -> StreamBroker:
@@ -245,7 +249,7 @@ class StreamBroker(FakeBroker):
         known = self._put.get((link.producer, message.stream, message.shard, message.sequence))
         if known is not None:
             self.repeated += 1
-            return streams.PutReply(known)
+            return known
         if shard.closed_ms is not None:
             raise ShardClosed(f"shard {shard.number} is closed")
         batch = streams.Batch(message.count, message.codec, message.size_bytes, message.blob)
@@ -255,11 +259,24 @@ class StreamBroker(FakeBroker):
             self.violations.append(f"a batch of {len(records)} records, {size_bytes} bytes, was sent as {message}")
         if max(len(one.data) for one in records) > stream.max_record_bytes:
             raise RecordTooLarge(f"the stream allows {stream.max_record_bytes}")
-        first = self._put[link.producer, message.stream, message.shard, message.sequence] = shard.end
-        shard.batches.append((first, self.now_ms, batch))
-        shard.end += message.count
+        taken = message.count
+        if stream.room:
+            taken = min(taken, stream.room.pop(0))
+            if message.codec != streams.PLAIN or not message.partial:
+                taken = message.count if taken else 0
+            if not taken:
+                raise ThroughputExceeded("no room")
+        if taken < message.count:
+            some = records[:taken]
+            size_bytes = sum(len(one.data) + len(one.key.encode()) for one in some)
+            blob = msgpack.packb([[one.data for one in some], [one.key for one in some]])
+            batch = streams.Batch(taken, message.codec, size_bytes, blob)
+        reply = streams.PutReply(shard.end, taken if taken < message.count else None)
+        self._put[link.producer, message.stream, message.shard, message.sequence] = reply
+        shard.batches.append((shard.end, self.now_ms, batch))
+        shard.end += taken
         self._serve_readers()
-        return streams.PutReply(first)
+        return reply
 
     def _iterator(self, place: tuple[str, int, int]) -> bytes:
         iterator = next(self._numbers).to_bytes(32, "big")

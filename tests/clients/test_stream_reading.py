@@ -16,6 +16,7 @@ from penstock.errors import (
     Overloaded,
     ShardDoesNotExist,
     StreamDoesNotExist,
+    ThroughputExceeded,
 )
 
 from tests.clients.fake_broker import AFTER, BEFORE, turns
@@ -170,7 +171,7 @@ async def test_latest_means_from_now_on_whatever_happens_to_the_iterator(broker:
         assert await take(reader, 10) == list(range(10, 20))
 
 
-@pytest.mark.parametrize("trouble", [BEFORE, AFTER, IteratorExpired(), IteratorInvalid(), Overloaded()])
+@pytest.mark.parametrize("trouble", [BEFORE, AFTER, IteratorExpired(), IteratorInvalid(), Overloaded(), ThroughputExceeded()])
 async def test_nothing_is_lost_or_read_twice_whatever_happens_to_a_read(broker: StreamBroker, trouble: Any) -> None:
     async with AsyncClient(broker.url) as client:
         await put(client, "one", 0, 50)

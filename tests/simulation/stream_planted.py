@@ -87,11 +87,10 @@ def _close_nothing(original: Any) -> Any:
 
 
 def _closed_before_remembered(original: Any) -> Any:
-    def put(self: Shard, *arguments: Any) -> int:
+    def put(self: Shard, *arguments: Any) -> Any:
         if self.closed:
             raise ShardClosed
-        first: int = original(self, *arguments)
-        return first
+        return original(self, *arguments)
 
     return put
 

@@ -214,7 +214,7 @@ async def _look_into(world: World) -> None:
             found = fresh.of_log(log_id)
             if runtime.shard.is_dirty or not broker.lane.is_healthy or found is None:
                 continue
-            stored = service._restore(log_id)
+            stored = service._restore(log_id).shard
             if found[1].range.closed_ms is not None:
                 stored.stay_closed(found[1].range.end)
             forgotten = set() if world.history.jumps else _answers_of(runtime.shard) - _answers_of(stored)
@@ -250,8 +250,8 @@ def _limits(weather: StreamWeather) -> Iterator[None]:
             home = limits if hasattr(limits, name) else stream_service
             stack.enter_context(mock.patch.object(home, name, value))
         if weather.kept:
-            ranges = {"retention_ms": (1, limits.MAX_RETENTION_MS)}
-            stack.enter_context(mock.patch.dict(settings.RANGES, ranges))
+            rules = {"retention_ms": settings.between(1, limits.MAX_RETENTION_MS)}
+            stack.enter_context(mock.patch.dict(settings.RULES, rules))
             stack.enter_context(mock.patch.object(stream_service, "RETENTION_SECONDS", SWEEP_SECONDS))
         if weather.expiry:
             stack.enter_context(mock.patch.object(limits, "ITERATOR_MS", int(weather.expiry * 1000)))

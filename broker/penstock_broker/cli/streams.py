@@ -19,7 +19,6 @@ from penstock.errors import (
     PenstockError,
     RecordsUnreadable,
     RecordTooLarge,
-    ShardDoesNotExist,
     StreamDoesNotExist,
 )
 from rich.progress import Progress
@@ -60,6 +59,14 @@ def stream() -> None:
 
 def setting_options(command: Any) -> Any:
     """Options for the settings of a stream."""
+    command = click.option(
+        "--enforce-shard-limits/--no-enforce-shard-limits",
+        default=None,
+        help="Whether a shard lets pass only what one of Kinesis does per second.",
+    )(command)
+    command = click.option(
+        "--mode", type=click.Choice(["provisioned", "on_demand"]), help="on_demand: no limits per shard in any case."
+    )(command)
     command = click.option("--max-record-bytes", type=int, help="Largest data of a record.")(command)
     return click.option("--retention", type=seconds, help="Seconds a record is kept.")(command)
 
@@ -195,9 +202,9 @@ def show(name: str, state: Literal["all", "open", "closed"], url: str | None, as
     with connected(url) as client:
         source = client.stream(name)
         info = source.describe()
-        shards = [(shard, _oldest(source, shard)) for shard in source.shards(state)]
+        shards = source.shards(state)
     if as_json:
-        print_json({**_info(info), "shards": [_shard(shard, oldest) for shard, oldest in shards]})
+        print_json({**_info(info), "shards": [_shard(shard) for shard in shards]})
         return
     rows: list[list[Any]] = [
         ["arn", info.arn],
@@ -216,11 +223,12 @@ def show(name: str, state: Literal["all", "open", "closed"], url: str | None, as
             ", ".join(map(str, shard.parents)) or "-",
             shard.first,
             shard.end,
-            _age(None if oldest is None else max(0.0, (now - oldest).total_seconds())),
+            f"{shard.records:,}",
+            _age(None if shard.oldest_at is None else max(0.0, (now - shard.oldest_at).total_seconds())),
         ]
-        for shard, oldest in shards
+        for shard in shards
     ]
-    print_table("", ["shard", "state", "hashes from", "to", "parents", "first", "end", "oldest record"], table)
+    print_table("", ["shard", "state", "hashes from", "to", "parents", "first", "end", "records", "oldest"], table)
 
 
 def _hash(value: int) -> str:
@@ -228,18 +236,7 @@ def _hash(value: int) -> str:
     return f"0x{value >> (HASH_BITS - 32):08x}…"
 
 
-def _oldest(source: Stream, shard: ShardInfo) -> datetime | None:
-    """When the oldest record of a shard arrived; None when it has none."""
-    if shard.first >= shard.end:
-        return None
-    try:
-        with source.read(shard.shard, idle_seconds=0, max_records=1) as batches:
-            return next((batch.arrived_at for batch in batches), None)
-    except ShardDoesNotExist:  # its last record has aged out since it was listed
-        return None
-
-
-def _shard(shard: ShardInfo, oldest: datetime | None) -> dict[str, Any]:
+def _shard(shard: ShardInfo) -> dict[str, Any]:
     """A shard for JSON. Its hashes are texts: few readers of JSON have numbers of 128 bits."""
     return {
         "shard": shard.shard,
@@ -251,7 +248,9 @@ def _shard(shard: ShardInfo, oldest: datetime | None) -> dict[str, Any]:
         "closed_at": shard.closed_at,
         "first": shard.first,
         "end": shard.end,
-        "oldest_at": oldest,
+        "records": shard.records,
+        "size_bytes": shard.size_bytes,
+        "oldest_at": shard.oldest_at,
     }
 
 
@@ -560,7 +559,7 @@ def _children(source: Stream, parents: set[int]) -> list[ShardInfo]:
 def _say_children(sentence: str, children: list[ShardInfo], as_json: bool) -> None:
     if as_json:
         for child in children:
-            print_json(_shard(child, None))
+            print_json(_shard(child))
     else:
         console.print(f"{sentence}; what comes goes into {' and '.join(str(child.shard) for child in children)}")
 

@@ -46,6 +46,22 @@ def check(request: PutRecords, max_record_bytes: int) -> None:
         raise InvalidRequest(f"size_bytes = {request.size_bytes}; data and keys have {sum(sizes) + key_bytes}")
 
 
+def sizes(request: PutRecords) -> list[int]:
+    """Data and key of each record of a plain batch that was checked."""
+    data, keys = _columns(request.blob, request.count)
+    return [len(one) + len(key.encode()) for one, key in zip(data, keys, strict=True)]
+
+
+def first_of(request: PutRecords, count: int) -> Batch:
+    """The first records of a plain batch that was checked; of any batch, if these are all."""
+    if count == request.count:
+        return Batch(count, request.codec, request.size_bytes, request.blob)
+    data, keys = _columns(request.blob, request.count)
+    data, keys = data[:count], keys[:count]
+    size_bytes = sum(map(len, data)) + sum(len(key.encode()) for key in keys)
+    return Batch(count, PLAIN, size_bytes, msgpack.packb((data, keys)))
+
+
 def _columns(blob: bytes, count: int) -> tuple[list[bytes], list[str]]:
     try:
         columns = _build(blob, count) if count <= _SHORT else _walk(blob, count)

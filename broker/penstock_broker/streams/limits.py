@@ -22,6 +22,11 @@ MAX_READ_RECORDS: Final = 10_000
 MAX_NAME_LENGTH: Final = 128
 MAX_CONSUMERS: Final = 20
 """Registered with one stream."""
+SHARD_RECORDS_IN: Final = 1_000
+SHARD_BYTES_IN: Final = 1_048_576
+SHARD_READS: Final = 5
+SHARD_BYTES_OUT: Final = 2_097_152
+"""What a shard lets pass per second, when its stream asks for limits."""
 
 # Ours.
 MIN_RETENTION_MS: Final = HOUR_MS

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, Final
 
 from penstock_protocol.errors import InvalidAttribute, InvalidName
@@ -14,6 +14,17 @@ from penstock_broker.streams import limits
 
 _NAME: Final = re.compile(rf"[A-Za-z0-9_.-]{{1,{limits.MAX_NAME_LENGTH}}}\Z")
 
+PROVISIONED: Final = "provisioned"
+ON_DEMAND: Final = "on_demand"
+
+Rule = Callable[[Any], str | None]
+"""None when a value fits, else what is allowed."""
+
+
+def between(low: int, high: int) -> Rule:
+    """Whole numbers, both ends included."""
+    return lambda value: None if type(value) is int and low <= value <= high else f"a whole number from {low} to {high}"
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class StreamSettings:
@@ -21,13 +32,23 @@ class StreamSettings:
 
     retention_ms: int = limits.DEFAULT_RETENTION_MS
     max_record_bytes: int = limits.DEFAULT_RECORD_BYTES
+    mode: str = PROVISIONED
+    enforce_shard_limits: bool = False
+
+    @property
+    def has_shard_limits(self) -> bool:
+        """Whether its shards let only so much pass per second. (Those of an on-demand stream never do: on one's own machine the
+        machine is the limit.)"""
+        return self.enforce_shard_limits and self.mode == PROVISIONED
 
 
-RANGES: Final[dict[str, tuple[int, int]]] = {
-    "retention_ms": (limits.MIN_RETENTION_MS, limits.MAX_RETENTION_MS),
-    "max_record_bytes": (limits.MIN_RECORD_BYTES, limits.MAX_RECORD_BYTES),
+RULES: Final[dict[str, Rule]] = {
+    "retention_ms": between(limits.MIN_RETENTION_MS, limits.MAX_RETENTION_MS),
+    "max_record_bytes": between(limits.MIN_RECORD_BYTES, limits.MAX_RECORD_BYTES),
+    "mode": lambda value: None if value in (PROVISIONED, ON_DEMAND) else f"{PROVISIONED} or {ON_DEMAND}",
+    "enforce_shard_limits": lambda value: None if type(value) is bool else "true or false",
 }
-"""The lowest and the highest value of each."""
+"""Of each attribute."""
 
 _DEFAULTS: Final = StreamSettings()
 
@@ -42,26 +63,27 @@ def changed(settings: StreamSettings, changes: Iterable[Setting]) -> StreamSetti
     """The settings after the changes. InvalidAttribute names the first one that does not fit and what is allowed."""
     values: dict[str, Any] = {}
     for change in changes:
-        if change.name not in RANGES:
-            raise InvalidAttribute(f"unknown attribute {change.name[:100]!r}; there are {', '.join(RANGES)}")
+        rule = RULES.get(change.name)
+        if rule is None:
+            raise InvalidAttribute(f"unknown attribute {change.name[:100]!r}; there are {', '.join(RULES)}")
         value = getattr(_DEFAULTS, change.name) if change.value is None else change.value
-        low, high = RANGES[change.name]
-        if type(value) is not int or not low <= value <= high:
-            raise InvalidAttribute(f"{change.name} = {str(value)[:100]!r}: it must be a whole number from {low} to {high}")
+        allowed = rule(value)
+        if allowed is not None:
+            raise InvalidAttribute(f"{change.name} = {str(value)[:100]!r}: it must be {allowed}")
         values[change.name] = value
     return dataclasses.replace(settings, **values)
 
 
 def as_list(settings: StreamSettings) -> list[Setting]:
     """Every setting, in the order of the table."""
-    return [Setting(name, getattr(settings, name)) for name in RANGES]
+    return [Setting(name, getattr(settings, name)) for name in RULES]
 
 
 def from_stored(values: dict[str, Any]) -> StreamSettings:
     """Settings as they were stored; names a newer version added are ignored."""
-    return StreamSettings(**{name: value for name, value in values.items() if name in RANGES})
+    return StreamSettings(**{name: value for name, value in values.items() if name in RULES})
 
 
 def to_stored(settings: StreamSettings) -> dict[str, Any]:
     """What to store: only what differs from the defaults."""
-    return {name: value for name in RANGES if (value := getattr(settings, name)) != getattr(_DEFAULTS, name)}
+    return {name: value for name in RULES if (value := getattr(settings, name)) != getattr(_DEFAULTS, name)}

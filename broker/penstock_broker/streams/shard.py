@@ -15,12 +15,14 @@ import dataclasses
 from collections import deque
 
 from penstock_protocol import queue_messages
-from penstock_protocol.errors import ShardClosed
-from penstock_protocol.stream_messages import Batch, PutRecords, RecordRun
+from penstock_protocol.errors import ShardClosed, ThroughputExceeded
+from penstock_protocol.queue_messages import Run
+from penstock_protocol.stream_messages import PLAIN, Batch, PutRecords, RecordRun
 from penstock_storage.interface import Commit, DeduplicationRow, LogId, LogRow, SegmentRow
 
 from penstock_broker.queues.deduplication import Deduplication
 from penstock_broker.streams import batches, limits
+from penstock_broker.streams.throughput import Throughput
 
 
 @dataclasses.dataclass(slots=True)
@@ -32,6 +34,8 @@ class Counters:
     records_out: int = 0
     bytes_out: int = 0
     trimmed: int = 0
+    throttled_records: int = 0
+    throttled_reads: int = 0
 
 
 @dataclasses.dataclass(slots=True)
@@ -101,21 +105,37 @@ class Shard:
 
     # Putting
 
-    def put(self, request: PutRecords, producer: bytes, max_record_bytes: int, now_ms: int) -> int:
-        """Accepts a batch whole and returns its first sequence number, or raises why not. The reply may be sent once the next
-        commit of this shard is durable, also when it repeats an earlier answer."""
+    def put(
+        self, request: PutRecords, producer: bytes, max_record_bytes: int, now_ms: int, throughput: Throughput | None = None
+    ) -> Run:
+        """Accepts a batch and returns its sequence numbers, or raises why not. It is accepted whole, but for what `throughput`
+        does not let pass: the last records of a `partial` one. The reply may be sent once the next commit of this shard is
+        durable, also when it repeats an earlier answer."""
         if request.sequence:
             answered = self._deduplication.answered(producer, request.sequence, request.acknowledged, now_ms)
             if answered is not None:
-                return answered.runs[0].first
+                return answered.runs[0]
         if self.closed:
             raise ShardClosed()
         batches.check(request, max_record_bytes)
-        first = self._append(Batch(request.count, request.codec, request.size_bytes, request.blob), now_ms)
+        taken = request.count if throughput is None else self._let_pass(request, throughput, now_ms)
+        run = Run(self._append(batches.first_of(request, taken), now_ms), taken)
         if request.sequence:
-            reply = queue_messages.SendReply(self.log_id, [queue_messages.Run(first, request.count)], [])
-            self._deduplication.remember_answer(producer, request.sequence, reply, now_ms)
-        return first
+            self._deduplication.remember_answer(
+                producer, request.sequence, queue_messages.SendReply(self.log_id, [run], []), now_ms
+            )
+        return run
+
+    def _let_pass(self, request: PutRecords, throughput: Throughput, now_ms: int) -> int:
+        """How many records of a batch its limits let pass, one at least, or ThroughputExceeded."""
+        sizes = (lambda: batches.sizes(request)) if request.partial and request.codec == PLAIN else None
+        taken = throughput.take_records(request.count, request.size_bytes, sizes, now_ms)
+        self.counters.throttled_records += request.count - taken
+        if not taken:
+            raise ThroughputExceeded(
+                f"a shard of this stream takes {limits.SHARD_RECORDS_IN} records and {limits.SHARD_BYTES_IN} bytes per second"
+            )
+        return taken
 
     def _append(self, batch: Batch, now_ms: int) -> int:
         blob_bytes = len(batch.blob)
@@ -204,6 +224,11 @@ class Shard:
         dropped, self._tip_bytes = self._tip_bytes, 0
         self._tip.clear()
         return dropped
+
+    @property
+    def tip_ms(self) -> int | None:
+        """When the oldest record arrived that is in memory; None: there is none."""
+        return self._tip[0].arrived_ms if self._tip else None
 
     @property
     def tip_bytes(self) -> int:

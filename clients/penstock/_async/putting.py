@@ -4,6 +4,9 @@ A lane is the way to one shard. While as many batches as are allowed are on thei
 themselves under load. With one on its way at a time (`ordered`), which is what a producer does, records of a shard keep their
 order over lost connections and failed commits; several at once are for callers who wait for each record anyway.
 
+When the shard's limits let only the first records of a batch pass (`taken`), the others go next, as a put of their own; when they
+let none pass, the link asks again after a pause. So throttling changes no order either.
+
 When a shard is closed (split, merged), its lane stops; the shards are listed anew, and everything that stands in the lane is
 grouped again, in its order. Others may have been closed with it, whose answers are still to come: until they are here, records
 are grouped by the shards of before and wait in those lanes (`route`), for what is put later must not overtake what comes back.
@@ -24,7 +27,15 @@ from penstock import _backend_async as backend
 from penstock._async.batching import FRAME_RESERVE, Sequences
 from penstock._async.link import AsyncLink, Request, operation_of
 from penstock._async.shards import AsyncShards
-from penstock.errors import NotConnected, PenstockError, RecordTooLarge, RequestTimeout, ShardClosed, fresh
+from penstock.errors import (
+    NotConnected,
+    PenstockError,
+    RecordTooLarge,
+    RequestTimeout,
+    ShardClosed,
+    ThroughputExceeded,
+    fresh,
+)
 from penstock.records import RECORD_OVERHEAD, Columns, ShardMap, pack
 from penstock.types import PutResult
 
@@ -52,8 +63,10 @@ CLOSED_LOOKS: Final = 50
 
 
 class PutBatch:
-    """Records of one shard that are put together, and after `done` the outcome. `whole`: it is a part of that batch, whose
-    shard was closed, and holds its records of these places. `ripe`: it need not wait for more records."""
+    """Records of one shard that are put together, and after `done` the outcome. `taken`: so many of the first ones were stored
+    ahead of the others, each time with shard, first sequence number and count. `whole`: it is a part of that batch, whose shard
+    was closed, and holds its records of these places (among those that were not taken). `ripe`: it need not wait for more
+    records."""
 
     __slots__ = (
         "columns",
@@ -68,6 +81,7 @@ class PutBatch:
         "refusal",
         "ripe",
         "shard",
+        "taken",
         "whole",
     )
 
@@ -82,6 +96,7 @@ class PutBatch:
         self.error: PenstockError | None = None
         self.done = backend.Event()
         self.on_done = on_done
+        self.taken: list[tuple[int, int, int]] = []
         self.whole: PutBatch | None = None
         self.is_over = False
         self.parts: list[tuple[list[int], PutBatch]] = []
@@ -96,24 +111,32 @@ class PutBatch:
             count < max_records and self.columns.size_bytes + size_bytes + RECORD_OVERHEAD * (count + 1) <= max_bytes
         )
 
+    @property
+    def rest(self) -> Columns:
+        """The records that are still to be put."""
+        return self.columns.part(sum(count for _, _, count in self.taken), len(self)) if self.taken else self.columns
+
     def outcomes(self) -> list[PutResult | PenstockError]:
         """What became of each record, in order."""
-        count = len(self)
+        done: list[PutResult | PenstockError] = [
+            PutResult(shard, sequence) for shard, first, count in self.taken for sequence in range(first, first + count)
+        ]
+        count = len(self) - len(done)
         if self.error is not None:
-            return [self.error] * count
+            return done + [self.error] * count
         if not self.parts:
             shard = self.shard
-            return [PutResult(shard, sequence) for sequence in range(self.first, self.first + count)]
+            return done + [PutResult(shard, sequence) for sequence in range(self.first, self.first + count)]
         found: dict[int, PutResult | PenstockError] = {}
         for places, part in self.parts:
             found.update(zip(places, part.outcomes(), strict=True))
-        return [found[place] for place in range(count)]
+        return done + [found[place] for place in range(count)]
 
     def result(self, place: int) -> PutResult:
         """What became of one record; raises its error."""
-        if self.error is None and not self.parts:
+        if self.error is None and not self.parts and not self.taken:
             return PutResult(self.shard, self.first + place)
-        outcome = self.error if self.error is not None else self.outcomes()[place]
+        outcome = self.error if self.error is not None and not self.taken else self.outcomes()[place]
         if isinstance(outcome, PenstockError):
             raise fresh(outcome)
         return outcome
@@ -330,7 +353,7 @@ class AsyncLanes:
                 else:
                     break
                 if batch.deadline <= backend.monotonic():
-                    self.answer(batch, -1, RequestTimeout() if self._link.is_connected else NotConnected())
+                    self.answer(batch, -1, self._too_late(batch))
                     continue
                 self._submit(lane, batch)
         finally:
@@ -349,9 +372,14 @@ class AsyncLanes:
         finally:
             self._turning = False
 
+    def _too_late(self, batch: PutBatch) -> PenstockError:
+        if batch.taken:
+            return ThroughputExceeded()
+        return RequestTimeout() if self._link.is_connected else NotConnected()
+
     def _submit(self, lane: Lane, batch: PutBatch) -> None:
         number, acknowledged = self._sequences.take()
-        columns = batch.columns
+        columns = batch.rest
         batch.shard = lane.shard
 
         def on_done(reply: codec.Message | None, error: PenstockError | None) -> None:
@@ -361,7 +389,11 @@ class AsyncLanes:
                 self._on_the_way -= 1
                 again = isinstance(error, (ShardClosed, RecordTooLarge)) and batch.refusal is None
                 refused: list[tuple[PutBatch, PenstockError]] = []
-                if again:
+                throttled = isinstance(reply, wire.PutReply) and reply.taken is not None and reply.taken < len(columns)
+                if isinstance(reply, wire.PutReply) and reply.taken is not None and throttled:
+                    batch.taken.append((lane.shard, reply.first, reply.taken))
+                    lane.full.appendleft(batch)
+                elif again:
                     batch.refusal = error
                     lane.full.appendleft(batch)
                 if self._is_gone(lane.shard):
@@ -371,7 +403,7 @@ class AsyncLanes:
                 self._next_lanes()
                 if not again:
                     self._pump(lane)
-            if not again:
+            if not again and not throttled:
                 self.answer(batch, reply.first if isinstance(reply, wire.PutReply) else -1, error)
             for one, problem in refused:
                 self.answer(one, -1, problem)
@@ -386,6 +418,7 @@ class AsyncLanes:
                 pack(columns, self._codec),
                 number,
                 acknowledged,
+                partial=True,
             )
             return Request(self._operation, message, on_done, batch.deadline, resend=True)
 
@@ -449,7 +482,7 @@ class AsyncLanes:
 
     def _regroup(self, shards: ShardMap, batch: PutBatch) -> list[tuple[PutBatch, PenstockError]]:
         """Sends the records of a batch to where they belong now; returns what can't be sent."""
-        columns, refusal = batch.columns, batch.refusal
+        columns, refusal = batch.rest, batch.refusal
         problems = columns.problems(shards.max_record_bytes)
         if isinstance(refusal, RecordTooLarge) and not problems:
             return [(batch, refusal)]

@@ -153,7 +153,8 @@ class Client:
     ) -> Stream:
         """Creates a stream of `shards` even shards, or finds it if it exists with these settings (else ResourceInUse).
 
-        Settings: retention (seconds; 24 hours), max_record_bytes (1 MiB). InvalidName and InvalidAttribute say what is allowed.
+        Settings: retention (seconds; 24 hours), max_record_bytes (1 MiB), mode ("provisioned", "on_demand"),
+        enforce_shard_limits (False). InvalidName and InvalidAttribute say what is allowed.
         """
         request = streams.CreateStream(
             name,

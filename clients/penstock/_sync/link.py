@@ -36,6 +36,7 @@ from penstock.errors import (
     PenstockError,
     RequestTimeout,
     ResourceBusy,
+    ThroughputExceeded,
     TooManyRequests,
     VersionNotSupported,
     fresh,
@@ -505,7 +506,7 @@ class Link:
 
     def _again(self, request: Request, error: PenstockError) -> bool:
         """Whether a failed request is asked again after a pause: the broker was in trouble, and there is time left."""
-        transient = error.fault is Fault.BROKER or isinstance(error, (TooManyRequests, ResourceBusy))
+        transient = error.fault is Fault.BROKER or isinstance(error, (TooManyRequests, ResourceBusy, ThroughputExceeded))
         if not error.retryable or not transient or request.on_push is not None or self._closed.is_set():
             return False
         if isinstance(error, OutcomeUnknown) and not request.resend:
