@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Final
 
 import structlog
+import trio
 from penstock_protocol.errors import (
     InvalidRequest,
     LimitExceeded,
@@ -48,6 +49,7 @@ from penstock_broker.stream_service import READ_SEGMENTS, ShardRuntime, StreamSe
 from penstock_broker.streams import limits, settings
 from penstock_broker.streams.shard import Shard
 from penstock_broker.streams.subscription import Step, Subscription
+from penstock_broker.streams.throughput import Bucket
 
 log = structlog.get_logger()
 
@@ -103,6 +105,8 @@ class StreamConsumers:
         def done() -> None:
             for subscriber in self._subscribers(stream, name):
                 self.end(subscriber, StreamConsumerDoesNotExist(f"consumer {name!r} was deregistered"))
+            for runtime in self._runtimes(stream):
+                runtime.forget(name)
             call.reply(Empty())
 
         self._admin.change(call, stream, dataclasses.replace(stream, consumers=consumers), done)
@@ -130,10 +134,13 @@ class StreamConsumers:
             raise StreamConsumerDoesNotExist(f"stream {stream.name!r} has no registered consumer {name[:100]!r}")
         return name
 
-    def _subscribers(self, stream: StreamRecord, name: str) -> list[Subscriber]:
+    def _runtimes(self, stream: StreamRecord) -> list[ShardRuntime]:
         current = self._service.catalog.get(stream.place, stream.name) or stream
         runtimes = [self._service.runtimes.get(one.log_id) for one in current.shards.values()]
-        return [one.subscribers[name] for one in runtimes if one is not None and name in one.subscribers]
+        return [one for one in runtimes if one is not None]
+
+    def _subscribers(self, stream: StreamRecord, name: str) -> list[Subscriber]:
+        return [one.subscribers[name] for one in self._runtimes(stream) if name in one.subscribers]
 
     def _description(self, stream: StreamRecord, name: str) -> StreamConsumer:
         created_ms = stream.consumers[name]
@@ -215,10 +222,12 @@ class StreamConsumers:
             self._advance(subscriber, bodies)
 
     def _advance(self, subscriber: Subscriber, bodies: _Bodies) -> None:
-        """Pushes as long as there is something in memory, credit, and room in the connection."""
-        runtime, subscription = subscriber.runtime, subscriber.subscription
+        """Pushes as long as there is something in memory, credit, room in the connection, and the shard's limit lets it."""
+        runtime, subscription, name = subscriber.runtime, subscriber.subscription, subscriber.consumer
         shard, session = runtime.shard, subscriber.call.session
-        while runtime.subscribers.get(subscriber.consumer) is subscriber and not (subscriber.loading or subscriber.parked):
+        while runtime.subscribers.get(name) is subscriber and not (
+            subscriber.loading or subscriber.parked or name in runtime.paced
+        ):
             try:
                 step = subscription.step(shard)
             except PositionTrimmed as error:
@@ -231,11 +240,33 @@ class StreamConsumers:
             elif not session.has_room:
                 subscriber.parked = True
                 session.park(subscriber.call)
+            elif pause_ms := self._pause_ms(subscriber):
+                runtime.paced.add(name)
+                self._start(self._pace, runtime, name, pause_ms)
             elif isinstance(step, Step):
                 subscriber.loading = True
                 self._start(self._load, subscriber, subscriber.call)
             else:
                 self._push(subscriber, step.runs, step.position, bodies)
+
+    def _limit(self, subscriber: Subscriber) -> Bucket | None:
+        """What its consumer's pushes have to pass, if the stream asks for limits."""
+        found = self._service.catalog.of_log(subscriber.runtime.shard.log_id)
+        throughput = None if found is None else subscriber.runtime.throughput(found[0].settings)
+        return None if throughput is None else throughput.pushes(subscriber.consumer)
+
+    def _pause_ms(self, subscriber: Subscriber) -> int:
+        limit = self._limit(subscriber)
+        return 0 if limit is None else limit.pause_ms(self._ports.now_ms())
+
+    async def _pace(self, runtime: ShardRuntime, name: str, pause_ms: int) -> None:
+        """Goes on when the limit lets more pass, with whoever is subscribed then. (So one task waits for each consumer, however
+        often it subscribes.)"""
+        await trio.sleep(pause_ms / 1000)
+        runtime.paced.discard(name)
+        subscriber = runtime.subscribers.get(name)
+        if subscriber is not None:
+            self._advance(subscriber, {})
 
     def _push(self, subscriber: Subscriber, runs: list[RecordRun], position: int, bodies: _Bodies) -> None:
         subscription, shard = subscriber.subscription, subscriber.runtime.shard
@@ -244,7 +275,9 @@ class StreamConsumers:
         if body is None:
             body = bodies[place] = self._encoded(shard, subscription.position, runs, position)
         subscriber.call.push_body(body)
-        records, _ = count_out(shard, runs)
+        records, size_bytes = count_out(shard, runs)
+        if (limit := self._limit(subscriber)) is not None:
+            limit.take(size_bytes)
         subscription.pushed(position, records)
 
     def _encoded(self, shard: Shard, start: int, runs: list[RecordRun], position: int) -> bytes:

@@ -69,6 +69,8 @@ class ShardRuntime:
     waiters: dict[ReadWaiter, None] = dataclasses.field(default_factory=dict)
     subscribers: dict[str, Subscriber] = dataclasses.field(default_factory=dict)
     """Whom its records are pushed to, by the name of the registered consumer."""
+    paced: set[str] = dataclasses.field(default_factory=set)
+    """Registered consumers that wait until their limit lets more pass."""
     used: int = 0
     dropped: bool = False
     tip_bytes: int = 0
@@ -85,6 +87,11 @@ class ShardRuntime:
         if self._throughput is None:
             self._throughput = Throughput()
         return self._throughput
+
+    def forget(self, consumer: str) -> None:
+        """That registered consumer is no more."""
+        if self._throughput is not None:
+            self._throughput.forget(consumer)
 
 
 @dataclasses.dataclass(slots=True, eq=False)

@@ -20,6 +20,7 @@ from penstock_protocol.errors import ThroughputExceeded
 from penstock_storage.memory import Fault, MemoryStore
 
 from tests.broker.inside import EPOCH_MS, House, Peer, house, on_jumping_clock
+from tests.broker.test_stream_consumers import Subscribed, register, subscribe
 from tests.broker.test_streams import a_stream, all_data, batch_of, iterator, open_shards, put, read, shards_of
 
 SECOND = 1_000
@@ -60,6 +61,9 @@ def test_a_bucket_is_what_the_model_says_and_never_lets_more_pass_than_its_rate(
         passes = bucket.lets_pass(units, now_ms)
         assert passes == (level >= min(units, rate))
         assert bucket.room(now_ms) == level // 1
+        pause_ms = bucket.pause_ms(now_ms)
+        assert level + Fraction(rate * pause_ms, 1_000) >= 1
+        assert not pause_ms or level + Fraction(rate * (pause_ms - 1), 1_000) < 1
         if passes:
             bucket.take(units)
             level -= units
@@ -290,6 +294,77 @@ async def test_a_read_that_waits_gets_what_comes() -> None:
             await read(peer, tip)
         await put(peer, 0, b"x")
         assert (await other.wait(waiting)).runs
+
+
+# What is pushed
+
+RECORD = 2**20 - 1
+"""With its key, half of what passes to a consumer in a second."""
+
+
+async def kept(one: House, count: int = 7) -> Peer:
+    """A client, and a stream "s" that asks for limits since some records of a MiB were put."""
+    peer = await a_stream(one)
+    for _ in range(count):
+        await put(peer, 0, bytes(RECORD))
+    await peer.call(st.SetStreamSettings("s", [q.Setting("enforce_shard_limits", True)]))
+    return peer
+
+
+async def pushed_at(subscription: Subscribed, count: int) -> list[float]:
+    """When the next pushes came, of one record each, in seconds from the first on, to 10 ms."""
+    times = []
+    for _ in range(count):
+        assert len(await subscription.records()) == 1
+        times.append(trio.current_time())
+    return [round(one - times[0], 2) for one in times]
+
+
+@on_jumping_clock
+async def test_each_registered_consumer_is_pushed_two_mib_a_second_whatever_others_read() -> None:
+    async with house() as one:
+        peer = await kept(one)
+        found: dict[str, list[float]] = {}
+
+        async def consume(name: str) -> None:
+            found[name] = await pushed_at(await subscribe(await one.client(), "trim_horizon", name=name), 7)
+
+        async with trio.open_nursery() as nursery:
+            for name in ("audit", "mail"):
+                await register(peer, name)
+                nursery.start_soon(consume, name)
+            assert len((await read(peer, await iterator(peer, 0))).runs) == 4
+        assert found == {name: [0, 0, 0, 0.5, 1, 1.5, 2] for name in ("audit", "mail")}
+        await read(peer, await iterator(peer, 0))  # (Which would not pass, had the pushes been paid for as reads.)
+
+
+@on_jumping_clock
+async def test_subscribing_anew_brings_nothing_sooner_and_registering_anew_does() -> None:
+    async with house() as one:
+        peer = await kept(one)
+        await register(peer)
+        assert await pushed_at(await subscribe(await one.client(), "trim_horizon"), 3) == [0, 0, 0]
+        again = await subscribe(await one.client(), "trim_horizon")
+        assert await again.is_silent()
+        await trio.sleep(0.4)
+        again = await subscribe(await one.client(), "trim_horizon")
+        await trio.sleep(0.09)
+        assert await again.is_silent()
+        assert await pushed_at(again, 4) == [0, 0.5, 1, 1.5]
+        await peer.call(st.StreamConsumerName("s", "audit"), "DeregisterStreamConsumer")
+        await register(peer)
+        assert await pushed_at(await subscribe(await one.client(), "trim_horizon"), 3) == [0, 0, 0]
+
+
+@on_jumping_clock
+async def test_pushes_are_not_paced_when_the_stream_asks_for_no_limits_any_more() -> None:
+    async with house() as one:
+        peer = await kept(one)
+        await register(peer)
+        subscription = await subscribe(await one.client(), "trim_horizon")
+        assert await pushed_at(subscription, 3) == [0, 0, 0]
+        await peer.call(st.SetStreamSettings("s", [q.Setting("mode", "on_demand")]))
+        assert await pushed_at(subscription, 4) == [0, 0, 0, 0]
 
 
 # What a shard holds, and how old it is

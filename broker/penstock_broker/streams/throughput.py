@@ -4,6 +4,8 @@ Each limit is a token bucket: it holds what may pass in one second, is full at f
 the bucket passes when it is full, for else it never would; the bucket then owes the rest, and nothing passes until that is paid.
 So over any time no more passes than the rate, one bucket and one such debt.
 
+What is pushed to a registered consumer has to pass a bucket of its own, beside the one of all reads (Kinesis: enhanced fan-out).
+
 `now_ms` is wall-clock milliseconds. A clock that is set back fills nothing until it goes on.
 """
 
@@ -32,6 +34,10 @@ class Bucket:
         self._at_ms = now_ms
         return self._level // 1_000
 
+    def pause_ms(self, now_ms: int) -> int:
+        """How long until there is a whole unit; 0: there is one."""
+        return 0 if self.room(now_ms) > 0 else -(-(1_000 - self._level) // self.rate)
+
     def lets_pass(self, units: int, now_ms: int) -> bool:
         """Whether so many pass at once: they are there, or the bucket is full."""
         return min(units, self.rate) <= self.room(now_ms)
@@ -44,13 +50,14 @@ class Bucket:
 class Throughput:
     """The limits of one shard."""
 
-    __slots__ = ("bytes_in", "bytes_out", "reads", "records_in")
+    __slots__ = ("_pushes", "bytes_in", "bytes_out", "reads", "records_in")
 
     def __init__(self) -> None:
         self.records_in = Bucket(limits.SHARD_RECORDS_IN)
         self.bytes_in = Bucket(limits.SHARD_BYTES_IN)
         self.reads = Bucket(limits.SHARD_READS)
         self.bytes_out = Bucket(limits.SHARD_BYTES_OUT)
+        self._pushes: dict[str, Bucket] = {}
 
     def take_records(self, count: int, size_bytes: int, sizes: Callable[[], Sequence[int]] | None, now_ms: int) -> int:
         """How many of a batch's first records pass now. `sizes` gives those of its records, if it may be cut: as many pass then
@@ -87,3 +94,14 @@ class Throughput:
     def pay_read(self, size_bytes: int) -> None:
         """A read brought so many bytes."""
         self.bytes_out.take(size_bytes)
+
+    def pushes(self, consumer: str) -> Bucket:
+        """The bytes of what is pushed to a registered consumer; whoever deregisters it says `forget`."""
+        bucket = self._pushes.get(consumer)
+        if bucket is None:
+            bucket = self._pushes[consumer] = Bucket(limits.SHARD_BYTES_OUT)
+        return bucket
+
+    def forget(self, consumer: str) -> None:
+        """There is no such registered consumer any more."""
+        self._pushes.pop(consumer, None)
