@@ -8,7 +8,8 @@ A record is known by its data, which is unique in a run; its place is shard and 
 - `open` and `read`: an iterator and what was read from it on. What belongs to one `open` has its `chain`, and each successful
   read of a chain begins where the last one ended. `issued` says when (from, to) the iterator of a read was given out.
 - `shards`: what ListShards said, and `reshard`: a split, a merge or a change of the shard count.
-- `run`: `retention`, `expiry` (of iterators) and `sweep` (how often retention is looked after) in seconds, or none.
+- `run`: `retention`, `expiry` (of iterators) and `sweep` (how often retention is looked after) in seconds, or none; `passes`:
+  how many records a shard takes per second, or none; `healthy`: nothing goes wrong.
 - `calm`: from here on nothing goes wrong. `followed`: the process has read everything that was put before
   (unless `whole` is false: then it ended somewhere), parents before children.
 
@@ -519,6 +520,27 @@ def retried(history: History) -> list[str]:
     ]
 
 
+def limited(history: History) -> list[str]:
+    """A shard takes no more records in any time than pass in it, those that pass at once, and one batch that is more than these.
+    (Only where no shard is loaded anew: then that begins anew.)"""
+    passes = _fact(history, "passes")
+    if not passes or not _fact(history, "healthy") or history.jumps:
+        return []
+    complaints = []
+    by_shard: dict[int, list[Operation]] = defaultdict(list)
+    for put in history.of("put"):
+        by_shard[put.arguments["shard"]].append(put)
+    for shard, puts in by_shard.items():
+        largest = max(len(put.arguments["bodies"]) for put in puts)
+        for begin in {put.invoked for put in puts}:
+            taken = 0
+            for put in sorted((put for put in puts if put.invoked >= begin), key=lambda one: one.completed):
+                taken += len(put.arguments["bodies"])
+                if taken > passes * (1 + put.completed - begin) + max(0, largest - passes) + SLACK:
+                    complaints.append(f"shard {shard} took {taken} records from {begin:.3f} to {put.completed:.3f}")
+    return complaints
+
+
 CHECKERS: Final[dict[str, Checker]] = {
     "s.lost": lost,
     "s.offsets": offsets,
@@ -534,6 +556,7 @@ CHECKERS: Final[dict[str, Checker]] = {
     "s.tip": tip,
     "s.wait": waiting,
     "s.retry": retried,
+    "s.limit": limited,
     "c.unknown": defects,
     "c.mem": memory,
     "c.bound": bounded,

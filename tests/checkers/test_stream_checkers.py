@@ -213,6 +213,11 @@ BAD: list[tuple[str, str, History]] = [
         _history(_put(0, "a", at=95), _chain(_read(behind_ms=7), at=90, lasts=10)),
     ),
     ("s.retry", "a retry got another answer", _history(_put(0, "a", answers=[0, 4]), _drain(_record(0, "a")))),
+    (
+        "s.limit",
+        "a shard took more than passes",
+        _history(_put(0, "a", "b", at=1), _put(2, "c", at=1.1), _drain(*(_record(n, c) for n, c in enumerate("abc"))), passes=2),
+    ),
     ("c.unknown", "a defect was caught", _history(_operation("life", 0, 9, {"run_retention": 1}))),
     ("c.mem", "memory is not what the store has", _history(_operation("memory", 9, 9, ({"end": 4}, {"end": 3})))),
     ("c.bound", "something is left", _history(_operation("rest", 9, 9, {"waiters": 1}))),
@@ -237,6 +242,15 @@ def test_every_checker_has_a_history_that_it_complains_about() -> None:
 
 GOOD: list[tuple[str, History]] = [
     ("nothing happened", _history()),
+    (
+        "limits let pass what they do, and a batch that is more when nothing has passed for a second",
+        _history(
+            _put(0, "a", "b", "c", at=1),
+            _put(3, "d", at=2.5),
+            _drain(*(_record(n, c) for n, c in enumerate("abcd"))),
+            passes=2,
+        ),
+    ),
     (
         "puts, reads from everywhere, the tip",
         _history(

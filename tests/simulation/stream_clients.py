@@ -122,21 +122,32 @@ class StreamClient(SimulatedClient):
                     groups.setdefault(shard, []).append(record)
             records = homeless
             for shard, group in groups.items():
-                if await self._put_group(shard, group):
+                again = await self._put_group(shard, group)
+                if again:
                     self.world.marks["grouped again"] += 1
-                    records += group
+                    records += again
             if not records:
                 return
             await trio.sleep(0.1 + self.world.chance.random() * 0.3)
 
-    async def _put_group(self, shard: int, group: list[tuple[str, str]]) -> bool:
-        """Whether it has to be grouped again."""
-        bodies, keys = [body for body, _ in group], [key for _, key in group]
-        codec = st.ZSTD if self.world.chance.random() < 0.2 else st.PLAIN
-        self._sequence += 1
-        message = dataclasses.replace(batch_of(shard, bodies, keys, codec), sequence=self._sequence, acknowledged=self._sequence)
-        operation = self.begin("put", shard=shard, bodies=bodies, keys=keys, answers=[])
-        return await self._put_until_answered(operation, message)
+    async def _put_group(self, shard: int, group: list[tuple[str, str]]) -> list[tuple[str, str]]:
+        """Puts records of one shard, those that its limits cut off after the others; returns what has to be grouped again."""
+        chance, limited = self.world.chance, bool(getattr(self.world.weather, "passes", 0))
+        while group:
+            bodies, keys = [body for body, _ in group], [key for _, key in group]
+            codec = st.ZSTD if chance.random() < 0.2 else st.PLAIN
+            self._sequence += 1
+            message = dataclasses.replace(
+                batch_of(shard, bodies, keys, codec),
+                sequence=self._sequence,
+                acknowledged=self._sequence,
+                partial=limited and chance.random() < 0.7,
+            )
+            operation = self.begin("put", shard=shard, bodies=bodies, keys=keys, answers=[])
+            if await self._put_until_answered(operation, message):
+                return group
+            group = group[len(operation.arguments["bodies"]) :]
+        return []
 
     async def _put_until_answered(self, operation: Operation, message: st.PutRecords) -> bool:
         world, chance = self.world, self.world.chance
@@ -149,7 +160,12 @@ class StreamClient(SimulatedClient):
             if reply is not None:
                 if unknown and world.lives != first_life:
                     world.marks["retry answered by a later life"] += 1
-                operation.arguments["answers"].append(reply.first)
+                operation.arguments["answers"].append((reply.first, reply.taken))
+                if reply.taken is not None:
+                    # The others were refused; they are in a put of their own, if they are tried again.
+                    world.marks["cut off"] += 1
+                    for name in ("bodies", "keys"):
+                        operation.arguments[name] = operation.arguments[name][: reply.taken]
                 operation.outcome, operation.completed, operation.value = "ok", trio.current_time(), reply.first
                 self._puts[message.shard] = operation, message
                 return False
@@ -160,6 +176,7 @@ class StreamClient(SimulatedClient):
                 operation.outcome, operation.completed = "fail", trio.current_time()
                 return True
             unknown = unknown or attempt.outcome == "info"
+            world.marks["throttled"] += attempt.error == "ThroughputExceeded"
             await trio.sleep(0.1 + chance.random() * 0.3)
         if not unknown:
             operation.outcome, operation.completed = "fail", trio.current_time()
@@ -174,7 +191,7 @@ class StreamClient(SimulatedClient):
         attempt = Operation(self.process, "put", {}, 0)
         again = await self.ask(attempt, message)
         if again is not None:
-            operation.arguments["answers"].append(again.first)
+            operation.arguments["answers"].append((again.first, again.taken))
             self.world.marks["repeated put"] += 1
             if any(one.shard == shard and one.closed for one in self.shards):
                 self.world.marks["repeated put to a closed shard"] += 1

@@ -20,10 +20,12 @@ from penstock_broker.queues.deduplication import Deduplication
 from penstock_broker.stream_admin import StreamAdmin
 from penstock_broker.stream_catalog import ShardRecord
 from penstock_broker.stream_service import StreamService
+from penstock_broker.streams import batches
 from penstock_broker.streams import shard as shard_module
 from penstock_broker.streams.iterators import Iterators
 from penstock_broker.streams.shard import Shard
-from penstock_protocol.errors import ShardClosed
+from penstock_broker.streams.throughput import Bucket, Throughput
+from penstock_protocol.errors import ShardClosed, ThroughputExceeded
 
 from tests.simulation.planted import (
     CALM,
@@ -233,6 +235,63 @@ def _expire_early(original: Any) -> Any:
     return check
 
 
+# Limits
+
+
+def _everything_passes(original: Any) -> Any:
+    del original
+    return lambda self, count, *arguments: count
+
+
+def _nothing_is_paid(original: Any) -> Any:
+    del original
+    return lambda self, units: None
+
+
+def _never_full_again(original: Any) -> Any:
+    def room(self: Bucket, now_ms: int) -> int:
+        del now_ms
+        return int(original(self, 1))
+
+    return room
+
+
+def _store_what_was_refused(original: Any) -> Any:
+    def first_of(request: Any, count: int) -> Any:
+        del count
+        return original(request, request.count)
+
+    return first_of
+
+
+def _store_and_refuse(original: Any) -> Any:
+    def let_pass(self: Shard, request: Any, throughput: Any, now_ms: int) -> int:
+        try:
+            taken: int = original(self, request, throughput, now_ms)
+        except ThroughputExceeded:
+            self._append(batches.first_of(request, request.count), now_ms)
+            raise
+        return taken
+
+    return let_pass
+
+
+def _say_that_all_were_taken(original: Any) -> Any:
+    def put(self: Shard, request: Any, *arguments: Any) -> Any:
+        run = original(self, request, *arguments)
+        return dataclasses.replace(run, count=request.count)
+
+    return put
+
+
+def _remember_that_all_were_taken(original: Any) -> Any:
+    def remember(self: Deduplication, producer: bytes, sequence: int, reply: Any, now_ms: int) -> None:
+        runs = [dataclasses.replace(run, count=run.count + 1) for run in reply.runs]
+        original(self, producer, sequence, dataclasses.replace(reply, runs=runs), now_ms)
+
+    return remember
+
+
 # Retention and time
 
 
@@ -275,7 +334,9 @@ BUGS: Final[dict[str, Bug]] = {
     "retries of puts are not recognised": _replaced(Deduplication, "answered", _no_more, cut=0.5),
     "late copies of puts are stored": _replaced(Deduplication, "answered", _store_late_copies, limbo=0.2),
     "a closed shard does not remember what it answered": _replaced(Shard, "put", _closed_before_remembered, reshard=1.2),
-    "a close forgets what waits for its commit": _replaced(Shard, "close", _close_forgets_what_waits, reshard=1.2, lag=0.05),
+    "a close forgets what waits for its commit": _replaced(
+        Shard, "close", _close_forgets_what_waits, reshard=1.2, lag=0.05, passes=0
+    ),
     "parent and child take records": _replaced(Shard, "close", _close_nothing, reshard=1.2),
     "a shard is closed in memory only": _replaced(ShardRecord, "to_row", _closing_in_memory_only, reshard=1.2),
     "a child is not committed": _replaced(StreamAdmin, "_reshard", _one_child_too_few, reshard=1.2),
@@ -297,6 +358,15 @@ BUGS: Final[dict[str, Bug]] = {
     "everybody is told to be at the tip": _replaced(Shard, "behind_ms", _always_at_the_tip),
     "reads that wait are never woken": _replaced(StreamService, "_serve", _no_more, **CALM),
     "waiting reads outlive their clients": _replaced(StreamService, "end_waiter", _no_more, cut=0.8, stop=0.3),
+    "limits refuse nothing": _replaced(Throughput, "take_records", _everything_passes, passes=3, **CALM),
+    "what passes is not paid for": _replaced(Bucket, "take", _nothing_is_paid, passes=3, **CALM),
+    "a bucket is never full again": _replaced(Bucket, "room", _never_full_again, passes=3, **CALM),
+    "records that a limit cut off are stored": _patched(batches, "first_of", _store_what_was_refused, passes=3),
+    "a put that was throttled is stored": _replaced(Shard, "_let_pass", _store_and_refuse, passes=3),
+    "a put that was cut off says that all is stored": _replaced(Shard, "put", _say_that_all_were_taken, passes=3),
+    "a retry of what was cut off is answered otherwise": _replaced(
+        Deduplication, "remember_answer", _remember_that_all_were_taken, passes=3, cut=0.5
+    ),
     "trims are kept in memory only": _replaced(Shard, "collect", _without("trims"), kept=2.0, crash=0.6),
     "retention is ignored": Bug(
         lambda: mock.patch.object(StreamService, "_retain", _retain_nothing), {"kept": 2.0, "jump": 0.0, "crash": 0.0}

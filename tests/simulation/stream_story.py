@@ -49,6 +49,9 @@ SMALL_LIMITS: Final[dict[str, tuple[int, ...]]] = {
 }
 """Limits that are made small on some seeds, so that a few records reach what takes millions otherwise."""
 
+PASSES: Final = {"SHARD_RECORDS_IN": 1, "SHARD_BYTES_IN": 25, "SHARD_READS": 1, "SHARD_BYTES_OUT": 100}
+"""What a shard lets pass per second, for each record that it takes, on seeds whose stream asks for limits."""
+
 SWEEP_SECONDS: Final = 1.0
 """How often retention is looked after where it is short."""
 
@@ -56,7 +59,8 @@ SWEEP_SECONDS: Final = 1.0
 @dataclasses.dataclass(frozen=True, slots=True)
 class StreamWeather(Weather):
     """`reshard` is its weight among the operations, `kept` the retention and `expiry` the life of iterators in seconds (0: as
-    long as usual), `small` the limits of streams that are made small."""
+    long as usual), `small` the limits of streams that are made small, `passes` how many records a shard takes per second (0: as
+    many as come)."""
 
     shards: int = 1
     followers: int = 1
@@ -64,6 +68,7 @@ class StreamWeather(Weather):
     kept: float = 0.0
     expiry: float = 0.0
     small: tuple[tuple[str, int], ...] = ()
+    passes: int = 0
 
 
 def drawn(chance: random.Random) -> StreamWeather:
@@ -78,6 +83,7 @@ def drawn(chance: random.Random) -> StreamWeather:
         kept=chance.choice((0.0, 0.0, 0.0, 2.0, 6.0)),
         expiry=chance.choice((0.0, 0.0, 1.5)),
         small=tuple((name, chance.choice(values)) for name, values in SMALL_LIMITS.items() if small and chance.random() < 0.6),
+        passes=chance.choice((0, 0, 0, 3, 8)),
     )
 
 
@@ -92,10 +98,13 @@ async def story(world: World) -> None:
         retention=weather.kept or None,
         expiry=weather.expiry or limits.ITERATOR_MS / 1000,
         sweep=SWEEP_SECONDS,
+        passes=weather.passes or None,
     )
     setup = Link(world, "setup")
-    kept = [q.Setting("retention_ms", int(weather.kept * 1000))] if weather.kept else None
-    await insist(setup, st.CreateStream(NAME, weather.shards, kept))
+    changes = [q.Setting("retention_ms", int(weather.kept * 1000))] if weather.kept else []
+    if weather.passes:
+        changes.append(q.Setting("enforce_shard_limits", True))
+    await insist(setup, st.CreateStream(NAME, weather.shards, changes or None))
     await setup.close()
     world.stormy = True
     ends = trio.Event()
@@ -249,6 +258,8 @@ def _limits(weather: StreamWeather) -> Iterator[None]:
         for name, value in weather.small:
             home = limits if hasattr(limits, name) else stream_service
             stack.enter_context(mock.patch.object(home, name, value))
+        for name, value in PASSES.items() if weather.passes else ():
+            stack.enter_context(mock.patch.object(limits, name, value * weather.passes))
         if weather.kept:
             rules = {"retention_ms": settings.between(1, limits.MAX_RETENTION_MS)}
             stack.enter_context(mock.patch.dict(settings.RULES, rules))

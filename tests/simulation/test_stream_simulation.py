@@ -29,6 +29,7 @@ SOMETIMES = {
     "UNKNOWN_LOST",
     "acquire failed",
     "cut",
+    "cut off",
     "iterator expired",
     "jump",
     "limbo",
@@ -45,6 +46,7 @@ SOMETIMES = {
     "retry met a closed shard",
     "shard forgotten",
     "stop",
+    "throttled",
     "waited for records",
 }
 """What a campaign of all seeds must have met: what never happened was not tested."""
