@@ -11,6 +11,7 @@ import pytest
 from penstock_broker.streams import batches, iterators, limits
 from penstock_broker.streams.iterators import Iterators, Place
 from penstock_broker.streams.shard import Reading, Segment, Shard, part_of
+from penstock_broker.streams.throughput import Throughput
 from penstock_protocol.errors import (
     BatchEmpty,
     BatchTooLarge,
@@ -21,8 +22,9 @@ from penstock_protocol.errors import (
     RecordTooLarge,
     ShardClosed,
 )
+from penstock_protocol.queue_messages import Run
 from penstock_protocol.stream_messages import PLAIN, ZSTD, PutRecords
-from penstock_storage.interface import Commit, LogId, LogRow, SegmentRow
+from penstock_storage.interface import Commit, DeduplicationRow, LogId, LogRow, SegmentRow
 
 LOG = LogId(7)
 NOW_MS = 1_700_000_000_000
@@ -292,6 +294,17 @@ def test_a_restarted_shard_answers_a_retry_the_same() -> None:
     assert put(again, b"b", b"c", sequence=2) == 1
     assert not again.is_dirty
     assert put(again, b"d", sequence=3) >= disk.reserved
+
+
+def test_an_answer_that_was_stored_before_there_were_limits_is_one_of_all_its_records() -> None:
+    entries = bytes.fromhex(
+        "959294c4107070707070707070707070707070707001919200019094c41070707070707070707070707070707070029192010290c40090909192c410"
+        "7070707070707070707070707070707001"
+    )
+    last = SegmentRow(LOG, 0, 0, 3, 6, NOW_MS, None)
+    shard = Shard.restore(LogRow(LOG, 3, 0, 3, 6, 0), last, [DeduplicationRow(LOG, NOW_MS, 3, entries)])
+    request = put_of([b"b", b"c"], sequence=2, acknowledged=1, partial=True)
+    assert shard.put(request, PRODUCER, limits.DEFAULT_RECORD_BYTES, NOW_MS, Throughput()) == Run(1, request.count)
 
 
 def test_a_closed_shard_answers_a_retry_and_refuses_everything_else() -> None:

@@ -16,7 +16,7 @@ from penstock_broker.streams.ages import WINDOW_MS, IteratorAge
 from penstock_broker.streams.throughput import Bucket, Throughput
 from penstock_protocol import queue_messages as q
 from penstock_protocol import stream_messages as st
-from penstock_protocol.errors import ThroughputExceeded
+from penstock_protocol.errors import InvalidRequest, ThroughputExceeded
 from penstock_storage.memory import Fault, MemoryStore
 
 from tests.broker.inside import EPOCH_MS, House, Peer, house, on_jumping_clock
@@ -198,6 +198,32 @@ async def test_bytes_in_are_limited_and_a_record_above_the_limit_has_a_second_of
             await put(peer, 0, b"x")
         await trio.sleep(0.001)
         assert await put(peer, 0, b"x") == 2
+
+
+@on_jumping_clock
+async def test_what_a_shard_owes_it_owes_after_a_while_without_limits_too() -> None:
+    async with house() as one:
+        peer = await limited(one)
+        assert await put(peer, 0, *rows(0, 4 * PASSES)) == 0
+        await peer.call(st.SetStreamSettings("s", [q.Setting("enforce_shard_limits", False)]))
+        await put(peer, 0, *rows(0, 4 * PASSES))
+        await peer.call(st.SetStreamSettings("s", [q.Setting("enforce_shard_limits", True)]))
+        await trio.sleep(3)
+        with pytest.raises(ThroughputExceeded):
+            await put(peer, 0, b"x")
+        await trio.sleep(0.001)
+        await put(peer, 0, b"x")
+
+
+@on_jumping_clock
+async def test_a_batch_that_breaks_a_rule_is_refused_for_that_and_takes_nothing_from_the_limits() -> None:
+    async with house() as one:
+        peer = await limited(one)
+        for _ in range(3):
+            with pytest.raises(InvalidRequest):
+                await peer.call(dataclasses.replace(batch_of(0, rows(0, PASSES), partial=True), size_bytes=1))
+        assert await put(peer, 0, *rows(0, PASSES)) == 0
+        assert counted(one)["throttled_records_total"] == 0
 
 
 @on_jumping_clock

@@ -8,7 +8,17 @@ from typing import Any
 
 import anyio
 import pytest
-from penstock import AsyncClient, AsyncStream, OutgoingRecord, PutFailed, PutResult, PutResults, ThroughputExceeded
+from penstock import (
+    AsyncClient,
+    AsyncStream,
+    OutgoingRecord,
+    PutFailed,
+    PutResult,
+    PutResults,
+    ThroughputExceeded,
+    _backend_async,
+)
+from penstock._async import putting
 
 from tests.clients.fake_broker import AFTER, BEFORE, HOLD
 from tests.clients.fake_streams import StreamBroker
@@ -146,6 +156,30 @@ async def test_what_never_passes_is_told_record_by_record(broker: StreamBroker) 
         with pytest.raises(ThroughputExceeded):
             await stream.put(b"x", "k")
     assert broker.stream("one").records == RECORDS[:4]
+
+
+async def test_what_was_cut_off_when_its_time_is_over_was_throttled(
+    broker: StreamBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stream = broker.stream("one")
+    stream.room = [4]
+    clock = _backend_async.monotonic
+
+    class Backend:
+        """Hours go by as soon as some records are stored."""
+
+        monotonic = staticmethod(lambda: clock() + (1e6 if stream.records else 0.0))
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(_backend_async, name)
+
+    monkeypatch.setattr(putting, "backend", Backend())
+    async with AsyncClient(broker.url) as client:
+        with pytest.raises(PutFailed) as raised:
+            await client.stream("one").put_many(RECORDS)
+    assert list(raised.value.failures) == list(range(4, 20))
+    assert {type(one) for one in raised.value.failures.values()} == {ThroughputExceeded}
+    assert len(puts(broker)) == 1
 
 
 async def test_a_producer_tells_what_was_not_delivered_in_time(broker: StreamBroker) -> None:
