@@ -97,6 +97,18 @@ async def test_streams_are_made_listed_changed_and_deleted(real_broker: BrokerPr
             await stream.put(b"x", "k")
 
 
+async def test_what_is_more_than_passes_is_put_and_read_once_and_in_order_all_the_same(real_broker: BrokerProcess) -> None:
+    async with AsyncClient(real_broker.url) as client:
+        stream = await fresh_stream(client, "limited", enforce_shard_limits=True)
+        async with stream.producer(max_records=300, linger=0.001) as producer:
+            await producer.put_many(rows(0, 600))
+            await stream.put_many([(b"x", "other")] * 700)
+            await producer.put_many(rows(600, 1_200))
+        found = [record async for batch in stream.read(0, idle_seconds=0, max_records=200) for record in batch]
+        check_order([int(one.data) for one in found if one.key != "other"], 1_200)
+        assert len(found) == 1_900
+
+
 async def test_a_limit_that_somebody_else_has_lowered_refuses_only_what_is_too_large(real_broker: BrokerProcess) -> None:
     async with AsyncClient(real_broker.url) as client, AsyncClient(real_broker.url) as other:
         stream = await fresh_stream(client, "lowered")

@@ -72,7 +72,8 @@ class Stream:
 
         `hash_key` (0 to 2**128 - 1) chooses the shard in place of the key's MD5. A put whose reply was lost is repeated without
         making a second record, also across a restart of the broker. After a cancellation the record may or may not have been
-        put. Raises RecordTooLarge, and InvalidRequest for a key that has not 1 to 256 characters.
+        put. What the limits of its shard do not let pass is put again until the time is over, and is ThroughputExceeded then.
+        Raises RecordTooLarge, and InvalidRequest for a key that has not 1 to 256 characters.
 
             >>> stream = client.create_stream("clicks")
             >>> stream.put("a click", "visitor 1")
@@ -100,8 +101,9 @@ class Stream:
 
         Each record answers for itself: with `raise_on_failure` any refusal raises PutFailed, which names the refused ones and
         has them, to put them again; without it the refusals stand among the results as errors. Records of a shard are put in
-        their order; a batch that fails as a whole holds back those of its shard after it. TypeError, before anything is put, when
-        a record has no form on the wire. After a cancellation any of them may have been put.
+        their order, also where the shard's limits let only some pass at a time; a batch that fails as a whole holds back those of
+        its shard after it. TypeError, before anything is put, when a record has no form on the wire. After a cancellation any of
+        them may have been put.
 
             >>> stream = client.create_stream("clicks")
             >>> results = stream.put_many([(b"one", "visitor 1"), (b"two", "visitor 2")])
@@ -232,6 +234,7 @@ class Stream:
 
         Ends when the shard is closed and read out (its children have what came afterwards), or nothing came for `idle_seconds`;
         with 0 it reads what is there. A request brings whole batches, as many as it takes to reach `max_records` or `max_bytes`.
+        One that the shard's limits do not let pass is asked again after a pause, as often as it takes.
 
             >>> stream = client.create_stream("clicks")
             >>> sent = stream.put("a click", "visitor 1")
