@@ -455,6 +455,12 @@ class QueueService:
             source.queue.counters.dead_lettered += 1
         self.lane.touch(source.queue)
         self.lane.touch(target.queue)
+        source.burying += 1
+
+        def buried(_: PenstockError | None) -> None:
+            source.burying -= 1
+
+        self.lane.submit(buried)
 
     def _serve(self, runtime: Runtime) -> None:
         """Serves who waits, in turn, while there is something."""
@@ -496,14 +502,19 @@ class QueueService:
                     runtime.leave(waiter)
 
     def _time_out(self, runtime: Runtime) -> None:
-        """Answers receives that have waited long enough; none while a load may still bring something."""
+        """Answers receives that have waited long enough; none while a load may still bring something. That there is nothing is
+        told once what was taken out for the dead-letter queue can be found there."""
         now_ms = self._ports.now_ms()
         deadline = runtime.next_deadline()
         if deadline is None or deadline > now_ms or runtime.queue.may_load:
             return
         for waiter in runtime.overdue(now_ms):
             runtime.queue.counters.empty_receives += 1
-            waiter.call.reply(messages.ReceiveReply(runtime.queue.log_id, [], 0))
+            nothing = messages.ReceiveReply(runtime.queue.log_id, [], 0)
+            if runtime.burying:
+                self._when_durable(waiter.call, nothing)
+            else:
+                waiter.call.reply(nothing)
 
     def delete(self, call: Call, request: messages.DeleteMessages) -> None:
         """DeleteMessages."""

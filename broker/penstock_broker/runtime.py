@@ -57,6 +57,8 @@ class Runtime:
     dropped: bool = False
     awaits_dead_letter: bool = False
     """Its dead-letter queue is being loaded for those who wait."""
+    burying: int = 0
+    """Commits on their way that move messages to the dead-letter queue: until then they are in neither."""
     awaits_room: bool = False
     """The store is full, and messages are to move to the dead-letter queue before anybody is served."""
     _deadlines: list[tuple[int, int, Waiter]] = dataclasses.field(default_factory=list)

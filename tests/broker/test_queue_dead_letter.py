@@ -66,6 +66,25 @@ async def test_after_so_many_receives_a_message_goes_to_the_dead_letter_queue(ti
 
 
 @on_jumping_clock
+async def test_who_finds_nothing_because_all_went_to_the_dead_letter_queue_hears_it_when_it_is_there() -> None:
+    async with house() as one:
+        client = await one.client()
+        await client.create("dead")
+        await client.create("jobs", dead_letter_queue="dead", max_receive_count=1)
+        await client.send("jobs", b"x", b"y")
+        await client.receive("jobs", 10, visibility_timeout_ms=500)
+        await trio.sleep(1)
+        one.threads.hold("commit")
+        empty = await client.say(q.ReceiveMessages("jobs", 10))
+        with trio.move_on_after(5):
+            await client.wait(empty)
+            pytest.fail("answered while the messages were in neither queue")
+        one.threads.release("commit")
+        assert (await client.wait(empty)).deliveries == []
+        assert [bodies_of(await client.receive("dead", 10))] == [[b"x", b"y"]]
+
+
+@on_jumping_clock
 async def test_a_standard_message_keeps_its_send_time_attributes_id_and_source() -> None:
     async with house() as one:
         client = await one.client()
