@@ -11,11 +11,13 @@ from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from itertools import repeat
+from operator import itemgetter
 from typing import Any, Final, NamedTuple, Protocol, cast, overload
 
 import msgpack
 from penstock_protocol import stream_messages as wire
 
+from penstock.aggregation import MAGIC, user_records
 from penstock.errors import InvalidRequest, PenstockError, RecordsUnreadable, RecordTooLarge
 from penstock.types import PutResult
 
@@ -43,13 +45,24 @@ class OutgoingRecord(NamedTuple):
 
 
 class Record(NamedTuple):
-    """A record that was read. `sequence` ascends within its shard; `arrived_ms` is Unix time."""
+    """A record that was read. `sequence` ascends within its shard; `arrived_ms` is Unix time.
+
+    A user record of an aggregated one (KPL) has the `sequence` of that, and its own place in it from 0 on, `sub_sequence`;
+    `aggregated` says how many it had. Of an ordinary record both are 0."""
 
     data: bytes
     key: str
     sequence: int
     shard: int
     arrived_ms: int
+    sub_sequence: int = 0
+    aggregated: int = 0
+
+    @property
+    def end(self) -> int:
+        """The sequence number to go on from when this one is processed. Within an aggregated record that is its own: it comes
+        again as a whole."""
+        return self.sequence + (self.sub_sequence + 1 >= self.aggregated)
 
     @property
     def text(self) -> str:
@@ -386,45 +399,89 @@ def _expand(batch: wire.Batch) -> bytes:
         raise RecordsUnreadable(f"a batch of {batch.count} records cannot be expanded: {error}") from None
 
 
+class ReadColumns(NamedTuple):
+    """Records of a batch as a reader gets them, by column."""
+
+    data: list[bytes]
+    keys: list[str]
+    sequences: Sequence[int]
+    sub_sequences: Iterable[int] = repeat(0)
+    aggregated: Iterable[int] = repeat(0)
+
+
+_first_bytes = itemgetter(slice(len(MAGIC)))
+
+
+def deaggregate(data: list[bytes], keys: list[str], first: int) -> ReadColumns:
+    """Records with consecutive sequence numbers, those that are aggregated replaced by their user records."""
+    if max(data, default=b"") < MAGIC or MAGIC not in map(_first_bytes, data):  # nearly always, and for sure
+        return ReadColumns(data, keys, range(first, first + len(data)))
+    sequences: list[int] = []
+    sub_sequences: list[int] = []
+    aggregated: list[int] = []
+    found = ReadColumns([], [], sequences, sub_sequences, aggregated)
+    for sequence, (one, key) in enumerate(zip(data, keys, strict=True), first):
+        users = user_records(one)
+        count = len(users.keys) if users is not None else 1
+        found.data.extend([one] if users is None else users.data)
+        found.keys.extend([key] if users is None else users.keys)
+        sequences += [sequence] * count
+        sub_sequences += range(count)
+        aggregated += [0 if users is None else count] * count
+    return found
+
+
 class RecordBatch:
-    """Records of one shard that were put together and have consecutive sequence numbers from `first` on.
+    """Records of one shard that were put together. As they were put they are `count`, with consecutive sequence numbers from
+    `first` on; those that are aggregated (KPL) come as their user records, unless the reader wants them as they are.
 
     Iterating makes a Record of each. `data` and `keys` are the same as columns, for who wants them fast. It is unpacked at the
-    first look; RecordsUnreadable when its producer packed something else than it said."""
+    first look, also for its length; RecordsUnreadable when its producer packed something else than it said."""
 
-    __slots__ = ("_batch", "_columns", "_skip", "arrived_ms", "first", "shard")
+    __slots__ = ("_batch", "_columns", "_deaggregate", "_skip", "arrived_ms", "first", "shard")
 
-    def __init__(self, shard: int, first: int, arrived_ms: int, batch: wire.Batch, skip: int = 0) -> None:
+    def __init__(
+        self, shard: int, first: int, arrived_ms: int, batch: wire.Batch, skip: int = 0, deaggregate: bool = True
+    ) -> None:
         self.shard = shard
         self.first = first + skip
         self.arrived_ms = arrived_ms
         self._skip = skip
         self._batch = batch
-        self._columns: tuple[list[bytes], list[str]] | None = None
+        self._deaggregate = deaggregate
+        self._columns: ReadColumns | None = None
 
-    def _unpacked(self) -> tuple[list[bytes], list[str]]:
+    def _unpacked(self) -> ReadColumns:
         columns = self._columns
         if columns is None:
-            columns = unpack(self._batch)
+            data, keys = unpack(self._batch)
             if self._skip:
-                columns = columns[0][self._skip :], columns[1][self._skip :]
+                data, keys = data[self._skip :], keys[self._skip :]
+            columns = (
+                deaggregate(data, keys, self.first) if self._deaggregate else ReadColumns(data, keys, range(self.first, self.end))
+            )
             self._columns = columns
         return columns
 
     @property
     def data(self) -> list[bytes]:
         """The data of all records."""
-        return self._unpacked()[0]
+        return self._unpacked().data
 
     @property
     def keys(self) -> list[str]:
         """Their partition keys."""
-        return self._unpacked()[1]
+        return self._unpacked().keys
+
+    @property
+    def count(self) -> int:
+        """How many records were put: so many sequence numbers it has."""
+        return self._batch.count - self._skip
 
     @property
     def end(self) -> int:
         """The sequence number behind the last record: where reading goes on."""
-        return self.first + len(self)
+        return self.first + self.count
 
     @property
     def arrived_at(self) -> datetime:
@@ -437,12 +494,15 @@ class RecordBatch:
         return len(self._batch.blob)
 
     def __len__(self) -> int:
-        return self._batch.count - self._skip
+        return len(self._unpacked().keys)
+
+    def __bool__(self) -> bool:
+        return True
 
     def __iter__(self) -> Iterator[Record]:
-        data, keys = self._unpacked()
-        rows = zip(data, keys, range(self.first, self.first + len(data)), repeat(self.shard), repeat(self.arrived_ms))
+        data, keys, sequences, sub_sequences, aggregated = self._unpacked()
+        rows = zip(data, keys, sequences, repeat(self.shard), repeat(self.arrived_ms), sub_sequences, aggregated)
         return map(tuple.__new__, repeat(Record), rows)
 
     def __repr__(self) -> str:
-        return f"<RecordBatch of {len(self)} records of shard {self.shard} from {self.first} on>"
+        return f"<RecordBatch of {self.count} records of shard {self.shard} from {self.first} on>"

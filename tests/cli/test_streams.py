@@ -23,6 +23,7 @@ from tests.broker.inside import Peer
 from tests.broker_process import BrokerProcess
 from tests.cli.runner import Penstock
 from tests.cli.test_hostile import HOSTILE, assert_harmless
+from tests.clients.aggregates import FOREIGN, FOREIGN_ROWS
 
 STREAM_KEYS = ["name", "arn", "created_at", "modified_at", "open_shards", "settings", "tags"]
 SHARD_KEYS = [
@@ -410,6 +411,22 @@ def test_packed_records_of_others_are_shown(penstock: Penstock, name: str, cli_b
     blob = msgpack.packb([[b"a", b"b"], ["x", "y"]])
     put_raw(cli_broker.url, wire.PutRecords(name, 0, 2, wire.PLAIN, 4, blob))
     assert [(row["data"], row["key"]) for row in penstock.json("stream", "read", name)] == [("a", "x"), ("b", "y")]
+
+
+def test_aggregated_records_are_shown_as_their_user_records_or_as_they_were_put(penstock: Penstock, name: str) -> None:
+    penstock("stream", "put", name, "--key", "k", "-", stdin=FOREIGN)
+    rows = penstock.json("stream", "read", name)
+    assert [(row["sequence"], row["sub_sequence"], row["key"], row["data"]) for row in rows] == [
+        (0, place, key, data.decode()) for place, (key, data) in enumerate(FOREIGN_ROWS)
+    ]
+    assert penstock("stream", "read", name).out.split("\n")[1].startswith("two  shard 0, 0.1, key k2, ")
+    penstock("stream", "register", name, "c")
+    for command in (["read"], ["read", "--group", "g"], ["tail", "--max", "1", "--from", "trim_horizon"]):
+        (row,) = penstock.json("stream", *command, name, "--raw")
+        assert list(row) == [*RECORD_KEYS, "encoding"] and base64.b64decode(row["data"]) == FOREIGN
+    pushed = penstock.json("stream", "tail", name, "--consumer", "c", "--from", "trim_horizon", "--max", "1", "--raw")
+    assert [base64.b64decode(row["data"]) for row in pushed] == [FOREIGN]
+    assert len(penstock.json("stream", "tail", name, "--consumer", "c", "--from", "trim_horizon", "--max", "2")) == 2
 
 
 # Consumer groups

@@ -253,7 +253,7 @@ class StreamBroker(FakeBroker):
         if shard.closed_ms is not None:
             raise ShardClosed(f"shard {shard.number} is closed")
         batch = streams.Batch(message.count, message.codec, message.size_bytes, message.blob)
-        records = list(RecordBatch(shard.number, shard.end, self.now_ms, batch))
+        records = list(RecordBatch(shard.number, shard.end, self.now_ms, batch, deaggregate=False))
         size_bytes = sum(len(one.data) + len(one.key.encode()) for one in records)
         if (len(records), size_bytes) != (message.count, message.size_bytes):
             self.violations.append(f"a batch of {len(records)} records, {size_bytes} bytes, was sent as {message}")

@@ -23,6 +23,7 @@ from penstock_protocol.codec import Message
 from penstock_protocol.connection import Request
 from penstock_protocol.errors import PenstockError
 
+from tests.clients.aggregates import aggregate
 from tests.clients.fake_broker import AFTER, BEFORE, HOLD, Link
 from tests.clients.fake_streams import StreamBroker
 from tests.clients.test_forks import run
@@ -393,6 +394,145 @@ async def test_a_batch_that_is_broken_is_told_and_passed_over_when_the_next_is_a
         assert await records.next(0.01) is None
         await beat(records)
         assert broker.noted == {0: 116}
+
+
+# Aggregated records
+
+
+@pytest.fixture
+def with_aggregated(broker: GroupBroker) -> GroupBroker:
+    """Behind the hundred records of shard 0, an aggregated one with the user records a to d, and an ordinary one, e."""
+    with Client(broker.url) as client:
+        record = aggregate((f"key {letter}", letter.encode()) for letter in "abcd")
+        client.stream("two").put_columns([record, b"e"], ["k"] * 2, [0] * 2)
+    broker.lease(0, 1, 100)
+    return broker
+
+
+async def letters(records: AsyncGroupConsumer[Record], count: int) -> str:
+    """The data of the next records."""
+    return "".join([record.text for _ in range(count) if (record := await records.next()) is not None])
+
+
+async def test_an_aggregated_record_counts_as_processed_with_its_last_user_record(with_aggregated: GroupBroker) -> None:
+    broker = with_aggregated
+    async with AsyncClient(broker.url) as client, client.stream("two").consume("g", session_seconds=60) as records:
+        assert await letters(records, 4) == "abcd"
+        await beat(records)
+        assert broker.noted == {}
+        assert await letters(records, 1) == "e"
+        await beat(records)
+        assert broker.noted == {0: 101}
+        assert await records.next(0.01) is None
+    assert broker.noted == {0: 102}
+
+
+async def test_who_ends_in_the_middle_of_an_aggregated_record_leaves_it_to_the_next_as_a_whole(
+    with_aggregated: GroupBroker,
+) -> None:
+    broker = with_aggregated
+    async with AsyncClient(broker.url) as client:
+        async with client.stream("two").consume("g", session_seconds=60) as records:
+            assert await letters(records, 3) == "abc"
+        assert broker.noted == {}
+        broker.lease(0, 2, 100)
+        async with client.stream("two").consume("g", session_seconds=60) as records:
+            assert await letters(records, 5) == "abcde"
+
+
+async def test_a_member_that_expires_in_the_middle_of_an_aggregated_record_gets_it_again_as_a_whole(
+    with_aggregated: GroupBroker,
+) -> None:
+    broker = with_aggregated
+    async with AsyncClient(broker.url) as client, client.stream("two").consume("g", session_seconds=60) as records:
+        assert await letters(records, 2) == "ab"
+        broker.members.clear()
+        broker.lease(0, 2, 100)
+        await beat(records)
+        assert await letters(records, 5) == "abcde"
+
+
+async def test_of_a_shard_that_is_to_move_the_aggregated_record_that_was_begun_is_given_out_to_its_end(
+    with_aggregated: GroupBroker,
+) -> None:
+    broker = with_aggregated
+    async with AsyncClient(broker.url) as client, client.stream("two").consume("g", session_seconds=60) as records:
+        assert await letters(records, 1) == "a"
+        broker.lease(0, 1, 100, give_up=True)
+        await beat(records)
+        assert await letters(records, 3) == "bcd"
+        await beat(records)
+        assert broker.leases[0][0] == 1  # the last one is being processed
+        assert await records.next(0.01) is None
+        await broker.until(lambda: 0 not in broker.leases)
+        assert broker.noted == {0: 101}
+
+
+async def test_of_a_shard_that_is_to_move_no_aggregated_record_is_begun(with_aggregated: GroupBroker) -> None:
+    broker = with_aggregated
+    broker.lease(0, 1, 99)
+    async with AsyncClient(broker.url) as client, client.stream("two").consume("g", session_seconds=60) as records:
+        assert await letters(records, 1) == "99"
+        broker.lease(0, 1, 99, give_up=True)
+        await beat(records)
+        assert await records.next(0.01) is None
+        await broker.until(lambda: broker.noted == {0: 100})
+
+
+async def test_nothing_of_an_aggregated_record_is_given_out_when_its_shard_was_lost(with_aggregated: GroupBroker) -> None:
+    broker = with_aggregated
+    async with AsyncClient(broker.url) as client, client.stream("two").consume("g", session_seconds=60) as records:
+        assert await letters(records, 2) == "ab"
+        broker.leases.clear()
+        await beat(records)
+        assert await records.next(0.01) is None
+
+
+async def test_a_shard_that_need_not_move_after_all_goes_on_behind_the_aggregated_record(with_aggregated: GroupBroker) -> None:
+    broker = with_aggregated
+    async with AsyncClient(broker.url) as client, client.stream("two").consume("g", session_seconds=60) as records:
+        assert await letters(records, 2) == "ab"
+        broker.lease(0, 1, 100, give_up=True)
+        await beat(records)
+        broker.lease(0, 1, 100)
+        await beat(records)
+        assert await letters(records, 3) == "cde"
+
+
+async def test_a_checkpoint_within_an_aggregated_record_is_up_to_before_it(with_aggregated: GroupBroker) -> None:
+    broker = with_aggregated
+    broker.lease(0, 1, 99)
+    async with (
+        AsyncClient(broker.url) as client,
+        client.stream("two").consume("g", checkpoint="manual", session_seconds=60) as records,
+    ):
+        taken = [record for _ in range(5) if (record := await records.next()) is not None]
+        for record, noted in zip(taken, [100, 100, 100, 100, 101], strict=True):
+            await records.checkpoint(record)
+            assert broker.noted == {0: noted}
+        with pytest.raises(CheckpointInvalid):
+            await records.checkpoint(taken[1])
+
+
+async def test_the_first_user_record_that_a_lease_brings_may_be_checkpointed(with_aggregated: GroupBroker) -> None:
+    broker = with_aggregated
+    async with (
+        AsyncClient(broker.url) as client,
+        client.stream("two").consume("g", checkpoint="manual", session_seconds=60) as records,
+    ):
+        record = await records.next()
+        assert record is not None
+        await records.checkpoint(record)
+        assert broker.noted == {}
+
+
+async def test_a_member_may_have_aggregated_records_as_they_were_put(with_aggregated: GroupBroker) -> None:
+    broker = with_aggregated
+    async with (
+        AsyncClient(broker.url) as client,
+        client.stream("two").consume("g", session_seconds=60, deaggregate=False) as records,
+    ):
+        assert await take(records, 2) == [100, 101]
 
 
 async def test_that_a_closed_shard_was_processed_is_told_at_once_for_its_children_wait(broker: GroupBroker) -> None:

@@ -20,6 +20,7 @@ from penstock import AsyncClient, AsyncGroupConsumer, AsyncStream, Client, Lease
 from penstock.errors import GroupDoesNotExist, InvalidName, InvalidRequest, StreamDoesNotExist
 
 from tests.broker_process import BrokerProcess, running_broker
+from tests.clients.aggregates import aggregate
 
 pytestmark = pytest.mark.anyio
 
@@ -322,6 +323,19 @@ async def test_the_shards_of_a_member_that_was_killed_go_on_elsewhere_from_its_l
                 sequences = [sequence for one, sequence in places if one == shard]
                 assert not sequences or sequences == list(range(noted.get(shard, 0), sequences[-1] + 1))
             assert (await stream.describe_group("g")).members == [records.member]
+
+
+async def test_who_follows_a_member_that_was_killed_in_an_aggregated_record_gets_all_of_it(real_broker: BrokerProcess) -> None:
+    async with AsyncClient(real_broker.url) as client:
+        stream = await fresh_stream(client, "torn")
+        await stream.put_many([("0", "k"), (aggregate([("k", b"1"), ("k", b"2"), ("k", b"3")]), "k"), ("4", "k")])
+        with Child(real_broker, "torn") as child:
+            assert [child.take(command) for command in ("note", "note", "take")] == [(0, 0, 0), (0, 1, 1), (0, 1, 2)]
+            child.tell("die")
+            assert child.process.wait(20) == -signal.SIGKILL
+        async with stream.consume("g", session_seconds=2) as records:
+            found = [await records.next(30) for _ in range(4)]
+            assert [one.text for one in found if one is not None] == ["1", "2", "3", "4"]
 
 
 async def test_a_member_that_was_paused_gives_out_nothing_of_the_shards_that_others_got(real_broker: BrokerProcess) -> None:

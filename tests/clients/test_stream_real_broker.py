@@ -24,6 +24,7 @@ from penstock.errors import (
 from penstock.records import HASHES
 
 from tests.broker_process import BrokerProcess, running_broker
+from tests.clients.aggregates import FOREIGN, FOREIGN_ROWS, aggregate
 
 pytestmark = pytest.mark.anyio
 
@@ -223,6 +224,48 @@ async def test_compressed_and_large_records_make_their_round(real_broker: Broker
         assert batch.data == [bytes(10 * 1_048_576)]
 
 
+@pytest.mark.parametrize("compression", [None, "zstd"])
+async def test_aggregated_records_are_taken_apart_on_every_way_of_reading(real_broker: BrokerProcess, compression: Any) -> None:
+    async with AsyncClient(real_broker.url) as client:
+        stream = await fresh_stream(client, "aggregated", 2)
+        async with stream.producer(compression=compression, max_records=2) as producer:
+            for data in (b"before", FOREIGN, b"between", aggregate([("x", b"%d" % place) for place in range(2_000)]), b"after"):
+                await producer.put(data, "k", hash_key=0)
+        expected = [("k", b"before", 0, 0)]
+        expected += [(key, data, 1, place) for place, (key, data) in enumerate(FOREIGN_ROWS)]
+        expected += [("k", b"between", 2, 0), *(("x", b"%d" % place, 3, place) for place in range(2_000)), ("k", b"after", 4, 0)]
+
+        def rows_of(records: list[Any]) -> list[tuple[str, bytes, int, int]]:
+            return [(one.key, one.data, one.sequence, one.sub_sequence) for one in records]
+
+        read = [record async for batch in stream.read(0, idle_seconds=0) for record in batch]
+        tailed = [record async for batch in stream.tail("trim_horizon", idle_seconds=0) for record in batch]
+        assert rows_of(read) == rows_of(tailed) == expected
+        consumer = await stream.register_consumer("audit")
+        async with consumer.subscribe(None, "trim_horizon", credit=1) as records:
+            assert rows_of([await anext(records) for _ in expected]) == expected
+            assert records.positions[0] == 5
+        async with stream.consume("g") as members:
+            assert rows_of([await members.next() for _ in expected]) == expected
+            assert await members.next(0.01) is None
+        assert [shard.position for shard in (await stream.describe_group("g")).shards] == [5, 0]
+
+        raw = [one async for batch in stream.read(0, ("at", 1), idle_seconds=0, deaggregate=False) for one in batch]
+        assert [(one.data, one.key, one.sequence) for one in raw[:2]] == [(FOREIGN, "k", 1), (b"between", "k", 2)]
+        async with consumer.subscribe(0, ("at", 1), deaggregate=False) as records:
+            assert (await anext(records)).data == FOREIGN
+
+
+async def test_user_records_whose_keys_belong_to_other_shards_are_given_also_after_a_split(real_broker: BrokerProcess) -> None:
+    rows = [(f"key {place}", b"%d" % place) for place in range(50)]  # half of their hashes are the other shard's
+    async with AsyncClient(real_broker.url) as client:
+        stream = await fresh_stream(client, "astray", 2)
+        await stream.put(aggregate(rows), "k", hash_key=0)
+        await stream.split(0)
+        await stream.put(aggregate(rows), "k", hash_key=0)
+        assert await numbers(stream.tail("trim_horizon", idle_seconds=0)) == [*range(50), *range(50)]
+
+
 def test_the_blocking_client_puts_reads_and_tails(real_broker: BrokerProcess) -> None:
     with Client(real_broker.url) as client:
         with contextlib.suppress(StreamDoesNotExist):
@@ -242,3 +285,6 @@ def test_the_blocking_client_puts_reads_and_tails(real_broker: BrokerProcess) ->
         check_order(found, 2_000)
         stream.deregister_consumer("audit")
         assert stream.list_consumers() == []
+        sent = stream.put(FOREIGN, "k")
+        [batch] = stream.read(sent.shard, ("at", sent.sequence), idle_seconds=0)
+        assert [(one.key, one.data) for one in batch] == FOREIGN_ROWS

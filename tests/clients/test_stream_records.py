@@ -136,9 +136,11 @@ def test_records_before_the_start_are_skipped() -> None:
 
 def test_a_batch_is_unpacked_when_it_is_looked_at_and_no_sooner() -> None:
     batch = RecordBatch(0, 5, 0, Batch(10, PLAIN, 5, b"rubbish"))
-    assert (len(batch), batch.end) == (10, 15)
+    assert (batch.count, batch.end, bool(batch)) == (10, 15, True)
     with pytest.raises(RecordsUnreadable):
         list(batch)
+    with pytest.raises(RecordsUnreadable):
+        len(batch)
 
 
 GOOD = Columns.of([b"a", b"b"], ["1", "2"])

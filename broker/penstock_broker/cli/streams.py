@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import click
-from penstock import GroupDescription, PutFailed, Reader, Record, ShardInfo, Stream, StreamInfo, Subscription
+from penstock import GroupConsumer, GroupDescription, PutFailed, Reader, Record, ShardInfo, Stream, StreamInfo, Subscription
 from penstock.errors import (
     GroupDoesNotExist,
     InvalidRequest,
@@ -385,6 +385,9 @@ def _put_lines(target: Stream, split: Callable[[bytes], tuple[bytes, str]], expl
 
 
 START_HELP = "trim_horizon (the oldest record), latest, or a time (ISO 8601)"
+raw_option = click.option(
+    "--raw", is_flag=True, help="Records that the Kinesis Producer Library has aggregated as they were put."
+)
 
 
 @stream.command()
@@ -392,8 +395,9 @@ START_HELP = "trim_horizon (the oldest record), latest, or a time (ISO 8601)"
 @click.option("--from", "begin", type=start, default="latest", show_default=True, help=f"Begin there: {START_HELP}.")
 @click.option("--max", "limit", type=COUNT, help="End after so many records.")
 @click.option("--consumer", type=text, help="Pushed to this registered consumer, in place of reading.")
+@raw_option
 @client_options
-def tail(name: str, begin: Start, limit: int | None, consumer: str | None, url: str | None, as_json: bool) -> None:
+def tail(name: str, begin: Start, limit: int | None, consumer: str | None, raw: bool, url: str | None, as_json: bool) -> None:
     """Follow a stream: print records of all shards as they come, also of shards that splits and merges open, until Ctrl-C."""
     if isinstance(begin, tuple):
         fail("a sequence number is a place in one shard: penstock stream read --shard", Exit.USAGE)
@@ -402,9 +406,10 @@ def tail(name: str, begin: Start, limit: int | None, consumer: str | None, url: 
             problems.print("[dim]Ctrl-C ends[/]")
         source = client.stream(name)
         if consumer is None:
-            _print_all(source.tail(begin), limit, as_json)
+            _print_all(source.tail(begin, deaggregate=not raw), limit, as_json)
         else:
-            _print_all(source.registered_consumer(consumer).subscribe(start=begin), limit, as_json)
+            registered = source.registered_consumer(consumer)
+            _print_all(registered.subscribe(start=begin, deaggregate=not raw), limit, as_json)
 
 
 @stream.command()
@@ -420,9 +425,10 @@ def tail(name: str, begin: Start, limit: int | None, consumer: str | None, url: 
 )
 @click.option("--group", type=text, help="As a member of this consumer group: what it has not processed; --from if it is new.")
 @click.option("--max", "limit", type=COUNT, help="At most so many records.")
+@raw_option
 @client_options
 def read(
-    name: str, shard: int | None, begin: Start, group: str | None, limit: int | None, url: str | None, as_json: bool
+    name: str, shard: int | None, begin: Start, group: str | None, limit: int | None, raw: bool, url: str | None, as_json: bool
 ) -> None:
     """Print the records that are there, shard by shard in their order. Exit code 4: there was none.
 
@@ -432,15 +438,16 @@ def read(
     with connected(url) as client:
         source = client.stream(name)
         if group is not None:
-            found = _print_group(source, group, "latest" if begin == "latest" else "trim_horizon", limit, as_json)
+            consumer = source.consume(group, start="latest" if begin == "latest" else "trim_horizon", deaggregate=not raw)
+            found = _print_group(consumer, limit, as_json)
             _end_read(found, as_json)
             return
         if shard is not None:
-            batches = source.read(shard, begin, idle_seconds=0)
+            batches = source.read(shard, begin, idle_seconds=0, deaggregate=not raw)
         elif isinstance(begin, tuple):
             fail("a sequence number is a place in one shard: give --shard", Exit.USAGE)
         else:
-            batches = source.tail(begin, idle_seconds=0)
+            batches = source.tail(begin, idle_seconds=0, deaggregate=not raw)
         found = _print_all(batches, limit, as_json)
     _end_read(found, as_json)
 
@@ -477,10 +484,10 @@ def _print_all(reader: Reader | Subscription, limit: int | None, as_json: bool) 
     return count
 
 
-def _print_group(source: Stream, group: str, begin: Literal["trim_horizon", "latest"], limit: int | None, as_json: bool) -> int:
+def _print_group(consumer: GroupConsumer[Record], limit: int | None, as_json: bool) -> int:
     """Prints what a member of the group gets, as `_print_all` does."""
     count = unreadable = 0
-    with source.consume(group, start=begin) as consumer:
+    with consumer:
         while True:
             try:
                 record = consumer.next(IDLE_SECONDS)
@@ -505,10 +512,13 @@ def _print_record(record: Record, as_json: bool) -> None:
     fields = body_fields(record.data)
     data = fields.pop("body")
     if as_json:
-        place = {"shard": record.shard, "sequence": record.sequence, "key": record.key, "arrived_at": record.arrived_at}
-        print_json({**place, "data": data, **fields})
+        place = {"shard": record.shard, "sequence": record.sequence}
+        if record.aggregated:
+            place |= {"sub_sequence": record.sub_sequence}
+        print_json({**place, "key": record.key, "arrived_at": record.arrived_at, "data": data, **fields})
         return
-    details = f"  shard {record.shard}, {record.sequence}, key {record.key}, {record.arrived_at:%Y-%m-%d %H:%M:%S}Z"
+    sequence = f"{record.sequence}.{record.sub_sequence}" if record.aggregated else f"{record.sequence}"
+    details = f"  shard {record.shard}, {sequence}, key {record.key}, {record.arrived_at:%Y-%m-%d %H:%M:%S}Z"
     print_text(data, ("  (base64)" if fields else "") + details)
 
 

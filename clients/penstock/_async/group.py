@@ -12,6 +12,7 @@ import logging
 import math
 from collections import deque
 from collections.abc import Iterator
+from itertools import takewhile
 from types import TracebackType
 from typing import Any, Final, Generic, Literal, Self, TypeVar, cast
 
@@ -55,8 +56,10 @@ LEAVE_SECONDS: Final = 5.0
 class AsyncIntake(AsyncReader):
     """Reads the shards it is told to, into one buffer. Children of shards are the broker's business: it leases them."""
 
-    def __init__(self, link: AsyncLink, stream: str, max_records: int, max_bytes: int, member: AsyncGroupConsumer[Any]) -> None:
-        super().__init__(link, stream, None, "trim_horizon", max_records, max_bytes, None)
+    def __init__(
+        self, link: AsyncLink, stream: str, max_records: int, max_bytes: int, deaggregate: bool, member: AsyncGroupConsumer[Any]
+    ) -> None:
+        super().__init__(link, stream, None, "trim_horizon", max_records, max_bytes, None, deaggregate)
         self._member = member
         self._is_begun = True
         self._was_useful = True
@@ -176,6 +179,9 @@ class AsyncGroupConsumer(Generic[Item]):
     `checkpoint_seconds`, when a shard is given up, and at the end. With "manual" it counts when `checkpoint` says so. What
     was not told comes again, to another member or later: each record is given out at least once.
 
+    An aggregated record (KPL) is processed when its last user record is: what ends within it has all of it come again. When its
+    shard is to move, the rest of it is given out before.
+
     One task takes out of one consumer; `checkpoint` and `stop` may be called by others."""
 
     def __init__(
@@ -191,6 +197,7 @@ class AsyncGroupConsumer(Generic[Item]):
         batches: bool,
         max_records: int,
         max_bytes: int,
+        deaggregate: bool,
     ) -> None:
         if checkpoint not in ("auto", "manual"):
             raise ValueError(f"checkpoint = {checkpoint!r}; it must be 'auto' or 'manual'")
@@ -201,7 +208,7 @@ class AsyncGroupConsumer(Generic[Item]):
         self._link = link
         self._group = group
         self._membership = Membership(stream, group, session_seconds, start)
-        self._intake = AsyncIntake(link, stream, max_records, max_bytes, self)
+        self._intake = AsyncIntake(link, stream, max_records, max_bytes, deaggregate, self)
         self._is_manual = checkpoint == "manual"
         self._checkpoint_seconds = checkpoint_seconds
         self._batches = batches
@@ -298,18 +305,20 @@ class AsyncGroupConsumer(Generic[Item]):
             self._taking = False
 
     async def checkpoint(self, at: Record | RecordBatch) -> None:
-        """Everything of its shard up to that record or batch, which included, was processed; durable when this returns.
+        """Everything of its shard up to that record or batch, which included, was processed; durable when this returns. (Of an
+        aggregated record: up to before it, until it is the last one of it.)
 
         LeaseLost when the shard is not this member's any more, or was lost and came again since: it goes on from the last
         checkpoint, wherever it is. CheckpointInvalid when a later record was noted already. After a cancellation it may have
         been noted or not."""
-        position = at.end if isinstance(at, RecordBatch) else at.sequence + 1
+        position = at.end
+        last = at.sequence if isinstance(at, Record) else position - 1
         with self._link.mutex:
             if self._link.is_left:
                 raise ClientClosed(FORKED)
             lease = self._membership.leases.get(at.shard)
-            if lease is None or lease.over or not lease.start < position <= lease.taken:
-                raise LeaseLost(f"shard {at.shard}, record {position - 1}")
+            if lease is None or lease.over or not lease.start <= last < lease.taken:
+                raise LeaseLost(f"shard {at.shard}, record {last}")
             if position < lease.noted:
                 raise CheckpointInvalid(f"the checkpoint of shard {at.shard} is at {lease.noted} already")
             if position == lease.noted:
@@ -366,17 +375,17 @@ class AsyncGroupConsumer(Generic[Item]):
             return None
         rows, lease = self._rows, self._lease
         if rows is not None:
-            record = next(rows, None)
+            assert lease is not None
+            record = None if lease.over else next(rows, None)
             if record is not None:
-                assert lease is not None
                 lease.taken = record.sequence + 1
                 self._turn += 1
-                self._hand = lease, lease.taken
+                self._hand = lease, record.end if record.aggregated else lease.taken
                 return cast(Item, record)
             self._rows = None
         while (batch := self._intake.take()) is not None:
             lease = self._membership.leases.get(batch.shard)
-            if lease is None or lease.over or lease.is_asked_for or not len(batch):
+            if lease is None or lease.over or lease.is_asked_for or not batch.count:
                 continue
             self._lease = lease
             try:
@@ -388,7 +397,7 @@ class AsyncGroupConsumer(Generic[Item]):
                 self._hand = lease, lease.taken
                 raise
             lease.taken = batch.end
-            self._turn += len(batch)
+            self._turn += batch.count
             self._hand = lease, lease.taken
             return cast(Item, batch)
         return None
@@ -479,8 +488,8 @@ class AsyncGroupConsumer(Generic[Item]):
         """Begins and ends what the broker said; tells who waits for checkpoints."""
         for lease in change.stopped:
             self._intake.drop(lease.shard)
-            if lease is self._lease:
-                self._lease = self._rows = None
+            if lease is self._lease and self._rows is not None:
+                self._rows = None if lease.over else _begun(self._rows, lease.taken - 1)
         for lease in change.begun:
             self._intake.begin(lease)
         waiting, self._waiters = self._waiters, []
@@ -512,6 +521,11 @@ class AsyncGroupConsumer(Generic[Item]):
             message = self._membership.heartbeat(backend.monotonic(), leaving=True)
         deadline = backend.monotonic() + self._link.options.request_timeout
         self._link.submit(Request(operation_of(message, HEARTBEAT), message, _ignore, deadline, resend=True))
+
+
+def _begun(rows: Iterator[Record], sequence: int) -> Iterator[Record]:
+    """What is left of an aggregated record of which something was given out."""
+    return takewhile(lambda record: record.sequence == sequence, rows)
 
 
 def _ignore(reply: codec.Message | None, error: PenstockError | None) -> None:

@@ -94,6 +94,7 @@ class AsyncReading:
         max_records: int,
         max_bytes: int,
         idle_seconds: float | None,
+        deaggregate: bool,
     ) -> None:
         self._link = link
         self._stream = stream
@@ -104,6 +105,7 @@ class AsyncReading:
         self._max_records = max_records
         self._max_bytes = max_bytes
         self._idle_seconds = idle_seconds
+        self._deaggregate = deaggregate
         self._cursors: dict[int, Cursor] = {}
         self._parked: list[Cursor] = []
         self._pending = 0
@@ -326,7 +328,8 @@ class AsyncReading:
             for batch in run.batches:
                 end = first + batch.count
                 if end > start:
-                    came.append(RecordBatch(cursor.shard, first, run.arrived_ms, batch, max(0, start - first)))
+                    skip = max(0, start - first)
+                    came.append(RecordBatch(cursor.shard, first, run.arrived_ms, batch, skip, self._deaggregate))
                     self._ready_bytes += len(batch.blob)
                 first = end
             cursor.start, cursor.position = "at", first

@@ -228,6 +228,7 @@ class AsyncStream:
         idle_seconds: float | None = None,
         max_records: int = 10_000,
         max_bytes: int = 4 * 1_048_576,
+        deaggregate: bool = True,
     ) -> AsyncReader:
         """Reads one shard: batches of records, as they were put. `start`: "trim_horizon" (the oldest record), "latest" (what
         comes from now on), ("at", n), ("after", n) with a sequence number, or a datetime.
@@ -235,6 +236,8 @@ class AsyncStream:
         Ends when the shard is closed and read out (its children have what came afterwards), or nothing came for `idle_seconds`;
         with 0 it reads what is there. A request brings whole batches, as many as it takes to reach `max_records` or `max_bytes`.
         One that the shard's limits do not let pass is asked again after a pause, as often as it takes.
+        Records that were aggregated (by the Kinesis Producer Library) come as their user records; with `deaggregate=False` as
+        they were put.
 
             >>> stream = await client.create_stream("clicks")
             >>> sent = await stream.put("a click", "visitor 1")
@@ -243,7 +246,7 @@ class AsyncStream:
             ...         print(record.key, record.text)
             visitor 1 a click
         """
-        return AsyncReader(self.link, self.name, shard, start, max_records, max_bytes, idle_seconds)
+        return AsyncReader(self.link, self.name, shard, start, max_records, max_bytes, idle_seconds, deaggregate)
 
     def tail(
         self,
@@ -252,6 +255,7 @@ class AsyncStream:
         idle_seconds: float | None = None,
         max_records: int = 10_000,
         max_bytes: int = 4 * 1_048_576,
+        deaggregate: bool = True,
     ) -> AsyncReader:
         """Reads all shards at once from `start` on, and goes on with the children of shards that are split or merged, each when
         its parents were read out: so records of one key come in their order. Otherwise as `read`.
@@ -264,7 +268,7 @@ class AsyncStream:
             ...         break
             0
         """
-        return AsyncReader(self.link, self.name, None, start, max_records, max_bytes, idle_seconds)
+        return AsyncReader(self.link, self.name, None, start, max_records, max_bytes, idle_seconds, deaggregate)
 
     # Consumer groups
 
@@ -280,6 +284,7 @@ class AsyncStream:
         batches: Literal[False] = ...,
         max_records: int = ...,
         max_bytes: int = ...,
+        deaggregate: bool = ...,
     ) -> AsyncGroupConsumer[Record]: ...
 
     @overload
@@ -294,6 +299,7 @@ class AsyncStream:
         batches: Literal[True],
         max_records: int = ...,
         max_bytes: int = ...,
+        deaggregate: bool = ...,
     ) -> AsyncGroupConsumer[RecordBatch]: ...
 
     def consume(
@@ -307,13 +313,14 @@ class AsyncStream:
         batches: bool = False,
         max_records: int = 10_000,
         max_bytes: int = 4 * 1_048_576,
+        deaggregate: bool = True,
     ) -> AsyncGroupConsumer[Record] | AsyncGroupConsumer[RecordBatch]:
         """Reads the stream as one of the members of a consumer group, which share its shards: see AsyncGroupConsumer, and use it
         as `async with`. The group is made when its first member comes; `start` says where it begins then.
 
         `session_seconds` (1 to 600): how long a member may be silent before its shards go to others; it says every third of
         that that it lives, also while the application is busy. `checkpoint`: "auto", or "manual" to say yourself how far you
-        are. `batches`: RecordBatch after RecordBatch, as they were put, in place of single records.
+        are. `batches`: RecordBatch after RecordBatch, as they were put, in place of single records. `deaggregate` as in `read`.
 
             >>> stream = await client.create_stream("visits")
             >>> sent = await stream.put("a visit", "visitor 1")
@@ -335,6 +342,7 @@ class AsyncStream:
             batches=batches,
             max_records=max_records,
             max_bytes=max_bytes,
+            deaggregate=deaggregate,
         )
         return consumer
 

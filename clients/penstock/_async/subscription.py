@@ -45,14 +45,16 @@ class AsyncStreamConsumer:
     def __repr__(self) -> str:
         return f"<StreamConsumer {self.name!r} of {self.info.stream!r}>"
 
-    def subscribe(self, shard: int | None = None, start: Start = "latest", *, credit: int = 10_000) -> AsyncSubscription:
+    def subscribe(
+        self, shard: int | None = None, start: Start = "latest", *, credit: int = 10_000, deaggregate: bool = True
+    ) -> AsyncSubscription:
         """Has records pushed as they come, of one shard or of all (then it goes on with the children of shards that are split or
         merged, each when its parents were read out). `start`: "trim_horizon" (the oldest record), "latest" (what comes from now
         on), a datetime, or, in one shard, ("at", n) and ("after", n) with a sequence number.
 
         `credit` (1 to 100,000): how many records of a shard may have come here that were not taken out, but for the rest of a
         batch; fewer when they are large. A consumer has one subscription to a shard at a time: a new one, also of another
-        process, ends the one before with ResourceInUse.
+        process, ends the one before with ResourceInUse. `deaggregate` as in AsyncStream.read.
 
             >>> stream = await client.create_stream("clicks")
             >>> consumer = await stream.register_consumer("audit")
@@ -63,7 +65,7 @@ class AsyncStreamConsumer:
             ...         break
             visitor 1 a click
         """
-        return AsyncSubscription(self._link, self.info.stream, self.name, shard, start, credit)
+        return AsyncSubscription(self._link, self.info.stream, self.name, shard, start, credit, deaggregate)
 
 
 class AsyncSubscription(AsyncReading):
@@ -74,10 +76,12 @@ class AsyncSubscription(AsyncReading):
     deregistered, PositionTrimmed when records aged out before they were pushed, ResourceInUse when another took over. Any number
     of tasks may take records out; each goes to one of them. After a cancellation none is lost."""
 
-    def __init__(self, link: AsyncLink, stream: str, consumer: str, shard: int | None, start: Start, credit: int) -> None:
+    def __init__(
+        self, link: AsyncLink, stream: str, consumer: str, shard: int | None, start: Start, credit: int, deaggregate: bool
+    ) -> None:
         if not 1 <= credit <= MAX_CREDIT:
             raise ValueError(f"credit = {credit}: it must be from 1 to {MAX_CREDIT}")
-        super().__init__(link, stream, shard, start, 0, 0, None)
+        super().__init__(link, stream, shard, start, 0, 0, None, deaggregate)
         self._consumer = consumer
         self._credit = credit
         self._record_bytes = LARGEST_RECORD_BYTES
@@ -130,7 +134,7 @@ class AsyncSubscription(AsyncReading):
 
     def _take_out(self) -> RecordBatch:
         batch = super()._take_out()
-        self._held[batch.shard] -= len(batch)
+        self._held[batch.shard] -= batch.count
         self._give_credit(self._cursors[batch.shard])
         return batch
 
@@ -173,7 +177,7 @@ class AsyncSubscription(AsyncReading):
         cursor.start, cursor.position, cursor.behind_ms = "at", push.next, push.behind_ms
         self._given[cursor.shard] -= pushed
         if came:
-            self._held[cursor.shard] += sum(map(len, came))
+            self._held[cursor.shard] += sum(batch.count for batch in came)
             seen = sum(batch.blob_bytes for batch in came) // max(1, pushed)
             self._record_bytes = max(seen, self._record_bytes * 7 // 8 if self._has_seen else 0)
             self._has_seen = True
