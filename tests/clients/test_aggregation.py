@@ -181,4 +181,4 @@ def test_batches_without_any_are_not_looked_through_record_by_record(monkeypatch
         raise AssertionError(record)
 
     monkeypatch.setattr("penstock.records.user_records", never)
-    assert len(batch_of([b"", b"text", b"\xf3\x89\x9a\xc1\xff", b"\xe2\x82\xac"])) == 4
+    assert len(batch_of([b"", b"text", b"\xf3\x89\x9a", b"\xff", b"x" + FOREIGN])) == 5
