@@ -163,7 +163,8 @@ class SetShardCount(Message):
 class PutRecords(Message):
     """Appends a batch to an open shard, whole or not at all; with `partial` perhaps only its first records, when the shard's
     limits let no more pass. The client chose the shard by the MD5 of the records' keys, or by their explicit hash keys.
-    `sequence` and `acknowledged` make it idempotent, as in SendMessages."""
+    `sequence` and `acknowledged` make it idempotent, as in SendMessages. `after`: a sequence number that the shard has assigned;
+    those of the batch are greater."""
 
     stream: str
     shard: int
@@ -174,6 +175,7 @@ class PutRecords(Message):
     sequence: int = 0
     acknowledged: int = 0
     partial: bool = False
+    after: int | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
