@@ -107,6 +107,34 @@ def read(shard: Shard, position: int, max_records: int = 10_000, max_bytes: int 
 # Putting
 
 
+def test_a_put_may_name_a_number_that_its_own_are_greater_than_and_that_must_have_been_assigned() -> None:
+    shard = new_shard()
+    with pytest.raises(InvalidRequest, match="after = 0"):
+        put(shard, b"a", after=0)
+    assert put(shard, b"a", b"b") == 0
+    for beyond in (2, 3, 2**63 - 1):
+        with pytest.raises(InvalidRequest, match="from 2 on"):
+            put(shard, b"c", after=beyond)
+    assert [put(shard, b"c", after=1), put(shard, b"d", after=0), put(shard, b"e", after=3)] == [2, 3, 4]
+    assert shard.counters.records_in == 5
+
+
+def test_what_was_put_before_a_crash_may_be_named_after_it() -> None:
+    shard, disk = new_shard(), Disk()
+    put(shard, b"a", b"b")
+    disk.commit(shard)
+    shard = disk.restored()
+    assert put(shard, b"c", after=1) > 1
+    with pytest.raises(InvalidRequest):
+        put(shard, b"d", after=2**62)
+
+
+def test_a_put_that_is_repeated_is_answered_as_the_first_time_whatever_it_comes_after() -> None:
+    shard = new_shard()
+    put(shard, b"a")
+    assert [put(shard, b"b", sequence=1, after=0) for _ in range(2)] == [1, 1]
+
+
 def test_records_get_consecutive_sequence_numbers_from_0() -> None:
     shard = new_shard()
     assert [put(shard, b"a", b"b"), put(shard, b"c"), put(shard, b"d")] == [0, 2, 3]

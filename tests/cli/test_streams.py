@@ -233,6 +233,19 @@ def test_a_key_chooses_the_shard_and_is_random_where_none_is_given(penstock: Pen
     assert len({row["key"] for row in random}) == 200 and {row["shard"] for row in random} == {low, high}
 
 
+def test_a_record_may_be_put_after_another_of_its_key(penstock: Penstock, name: str) -> None:
+    (first,) = penstock.json("stream", "put", name, "a", "--key", "k")
+    place = f"{first['shard']}:{first['sequence']}"
+    (second,) = penstock.json("stream", "put", name, "b", "--key", "k", "--after", place)
+    assert second["sequence"] > first["sequence"]
+    done = penstock("stream", "put", name, "c", "--key", "k", "--after", "0:99")
+    assert done.code == Exit.FAILED and "InvalidRequest" in done.err
+    assert data_of(penstock.json("stream", "read", name)) == ["a", "b"]
+    for wrong in (["--after", "0", "--key", "k"], ["--after", "x:1", "--key", "k"], ["--after", place]):
+        assert penstock("stream", "put", name, "c", *wrong).code == Exit.USAGE
+    assert penstock("stream", "put", name, "--lines", "--key", "k", "--after", place).code == Exit.USAGE
+
+
 def test_a_line_may_begin_with_its_key(penstock: Penstock, name: str) -> None:
     lines = b"ann: signed up: now\n: nobody\nbob:\nno separator\n\xff: bad\neve:last"
     done = penstock("stream", "put", name, "--lines", "--key-separator", ":", stdin=lines)

@@ -14,6 +14,7 @@ from penstock_protocol.codec import Message
 from penstock_protocol.connection import Request
 from penstock_protocol.errors import (
     Cancelled,
+    InvalidRequest,
     IteratorExpired,
     PenstockError,
     RecordTooLarge,
@@ -252,6 +253,8 @@ class StreamBroker(FakeBroker):
             return known
         if shard.closed_ms is not None:
             raise ShardClosed(f"shard {shard.number} is closed")
+        if message.after is not None and message.after >= shard.end:
+            raise InvalidRequest(f"after = {message.after}")
         batch = streams.Batch(message.count, message.codec, message.size_bytes, message.blob)
         records = list(RecordBatch(shard.number, shard.end, self.now_ms, batch, deaggregate=False))
         size_bytes = sum(len(one.data) + len(one.key.encode()) for one in records)

@@ -15,6 +15,7 @@ from penstock import AsyncClient, AsyncReader, AsyncStream, Client, OutgoingReco
 from penstock.errors import (
     InvalidAttribute,
     InvalidName,
+    InvalidRequest,
     InvalidShardRange,
     RecordTooLarge,
     ResourceInUse,
@@ -264,6 +265,29 @@ async def test_user_records_whose_keys_belong_to_other_shards_are_given_also_aft
         await stream.split(0)
         await stream.put(aggregate(rows), "k", hash_key=0)
         assert await numbers(stream.tail("trim_horizon", idle_seconds=0)) == [*range(50), *range(50)]
+
+
+async def test_a_record_is_put_after_another_of_its_key_also_over_splits_and_merges(real_broker: BrokerProcess) -> None:
+    async with AsyncClient(real_broker.url) as client, AsyncClient(real_broker.url) as other:
+        stream = await fresh_stream(client, "ordered", 2)
+        last = await stream.put(b"0", "k", hash_key=0)
+        for number in range(1, 10):
+            following = await stream.put(b"%d" % number, "k", hash_key=0, after=last)
+            assert following.shard != last.shard or following.sequence > last.sequence
+            last = following
+            if number == 3:
+                await other.stream("ordered").split(last.shard)
+            if number == 6:
+                await other.stream("ordered").merge(2, 3)
+        assert last.shard == 4
+        records = [record async for batch in stream.tail("trim_horizon", idle_seconds=0) for record in batch]
+        assert [int(record.data) for record in records] == list(range(10))
+        stale = other.stream("ordered")
+        assert (await stale.put(b"10", "k", hash_key=0, after=records[-1])).sequence > records[-1].sequence
+        for wrong in (PutResult(4, last.sequence + 100), PutResult(1, 0), PutResult(77, 0)):
+            with pytest.raises(InvalidRequest):
+                await stream.put(b"never", "k", hash_key=0, after=wrong)
+        assert (await stream.put(b"11", "k", hash_key=0)).sequence == last.sequence + 2
 
 
 def test_the_blocking_client_puts_reads_and_tails(real_broker: BrokerProcess) -> None:

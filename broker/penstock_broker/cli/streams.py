@@ -12,7 +12,18 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import click
-from penstock import GroupConsumer, GroupDescription, PutFailed, Reader, Record, ShardInfo, Stream, StreamInfo, Subscription
+from penstock import (
+    GroupConsumer,
+    GroupDescription,
+    PutFailed,
+    PutResult,
+    Reader,
+    Record,
+    ShardInfo,
+    Stream,
+    StreamInfo,
+    Subscription,
+)
 from penstock.errors import (
     GroupDoesNotExist,
     InvalidRequest,
@@ -84,6 +95,14 @@ def hash_key(value: Any) -> int:
     if not 0 <= number < 1 << HASH_BITS:
         raise click.BadParameter(f"{value!r} is not a number from 0 to 2**{HASH_BITS} - 1 (hexadecimal after 0x)")
     return number
+
+
+def put_place(value: Any) -> PutResult:
+    """Where a record was put, as it is told: SHARD:NUMBER."""
+    shard, _, sequence = text(value).partition(":")
+    if not (shard.isdecimal() and sequence.isdecimal()):
+        raise click.BadParameter(f"{value!r} is not SHARD:NUMBER, a shard and a sequence number in it")
+    return PutResult(int(shard), int(sequence))
 
 
 def start(value: Any) -> Start:
@@ -297,6 +316,7 @@ def _say_tags(info: StreamInfo, as_json: bool) -> None:
 @click.option("--key", type=text, help="Partition key: records of one key keep their order (default: a random one for each).")
 @click.option("--key-separator", type=text, help="With --lines: a line's key is what is before the first such text.")
 @click.option("--hash-key", "explicit", type=hash_key, help="Chooses the shard in place of the key's MD5.")
+@click.option("--after", type=put_place, metavar="SHARD:NUMBER", help="Where the record before it under its key was put.")
 @client_options
 def put(
     name: str,
@@ -306,6 +326,7 @@ def put(
     key: str | None,
     key_separator: str | None,
     explicit: int | None,
+    after: PutResult | None,
     url: str | None,
     as_json: bool,
 ) -> None:
@@ -317,13 +338,15 @@ def put(
         fail("give exactly one of DATA (- for standard input), --file and --lines", Exit.USAGE)
     if key_separator is not None and (not lines or key is not None or not key_separator):
         fail("--key-separator is some text, belongs to --lines, and takes the place of --key", Exit.USAGE)
+    if after is not None and (lines or (key is None and explicit is None)):
+        fail("--after is about one record, of a --key (or --hash-key)", Exit.USAGE)
     with connected(url) as client:
         target = client.stream(name)
         if lines:
             _put_lines(target, _splitter(key, key_separator), explicit, as_json)
             return
         content = Path(path).read_bytes() if path else sys.stdin.buffer.read() if data == "-" else os.fsencode(str(data))
-        done = target.put(content, _random_key() if key is None else key, hash_key=explicit)
+        done = target.put(content, _random_key() if key is None else key, hash_key=explicit, after=after)
     if as_json:
         print_json({"shard": done.shard, "sequence": done.sequence})
     else:

@@ -15,7 +15,7 @@ import dataclasses
 from collections import deque
 
 from penstock_protocol import queue_messages
-from penstock_protocol.errors import ShardClosed, ThroughputExceeded
+from penstock_protocol.errors import InvalidRequest, ShardClosed, ThroughputExceeded
 from penstock_protocol.queue_messages import Run
 from penstock_protocol.stream_messages import PLAIN, Batch, PutRecords, RecordRun
 from penstock_storage.interface import Commit, DeduplicationRow, LogId, LogRow, SegmentRow
@@ -118,6 +118,8 @@ class Shard:
         if self.closed:
             raise ShardClosed()
         batches.check(request, max_record_bytes)
+        if request.after is not None and request.after >= self._next:
+            raise InvalidRequest(f"after = {request.after}: the shard has assigned no sequence number from {self._next} on")
         taken = request.count if throughput is None else self._let_pass(request, throughput, now_ms)
         run = Run(self._append(batches.first_of(request, taken), now_ms), taken)
         if request.sequence:

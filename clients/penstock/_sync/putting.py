@@ -34,7 +34,7 @@ from penstock.errors import (
     ThroughputExceeded,
     fresh,
 )
-from penstock.records import RECORD_OVERHEAD, Columns, ShardMap, pack
+from penstock.records import RECORD_OVERHEAD, Columns, Record, ShardMap, pack
 from penstock.types import PutResult
 from penstock_protocol import codec
 from penstock_protocol import stream_messages as wire
@@ -66,9 +66,10 @@ class PutBatch:
     """Records of one shard that are put together, and after `done` the outcome. `taken`: so many of the first ones were stored
     ahead of the others, each time with shard, first sequence number and count. `whole`: it is a part of that batch, whose shard
     was closed, and holds its records of these places (among those that were not taken). `ripe`: it need not wait for more
-    records."""
+    records. `after`: the record that it is to come after."""
 
     __slots__ = (
+        "after",
         "columns",
         "deadline",
         "done",
@@ -87,6 +88,7 @@ class PutBatch:
 
     def __init__(self, columns: Columns | None = None, on_done: Callable[[PutBatch], None] | None = None) -> None:
         self.columns = Columns([], [], None, 0) if columns is None else columns
+        self.after: PutResult | Record | None = None
         self.shard = -1
         self.first = -1
         self.deadline = 0.0
@@ -418,7 +420,8 @@ class Lanes:
                 pack(columns, self._codec),
                 number,
                 acknowledged,
-                partial=True,
+                True,
+                batch.after.sequence if batch.after is not None and batch.after.shard == lane.shard else None,
             )
             return Request(self._operation, message, on_done, batch.deadline, resend=True)
 

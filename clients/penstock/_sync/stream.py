@@ -15,13 +15,20 @@ from penstock._sync.putting import MAX_BATCH, Lanes, PutBatch
 from penstock._sync.reader import Reader, Start, start_of
 from penstock._sync.shards import Shards, list_shards
 from penstock._sync.subscription import StreamConsumer
-from penstock.errors import PenstockError, PutFailed, RecordTooLarge, fresh
+from penstock.errors import (
+    InvalidRequest,
+    PenstockError,
+    PutFailed,
+    RecordTooLarge,
+    fresh,
+)
 from penstock.records import (
     Columns,
     OutgoingRecord,
     PutResults,
     Record,
     RecordBatch,
+    ShardMap,
     hash_bytes,
     problem_of,
     record_bytes,
@@ -67,13 +74,19 @@ class Stream:
 
     # Putting
 
-    def put(self, data: bytes | str, key: str, *, hash_key: int | None = None) -> PutResult:
+    def put(
+        self, data: bytes | str, key: str, *, hash_key: int | None = None, after: PutResult | Record | None = None
+    ) -> PutResult:
         """Puts one record; when this returns it is durable. Concurrent puts travel together.
 
         `hash_key` (0 to 2**128 - 1) chooses the shard in place of the key's MD5. A put whose reply was lost is repeated without
         making a second record, also across a restart of the broker. After a cancellation the record may or may not have been
         put. What the limits of its shard do not let pass is put again until the time is over, and is ThroughputExceeded then.
         Raises RecordTooLarge, and InvalidRequest for a key that has not 1 to 256 characters.
+
+        `after`: what the put of the record before it under that key has returned, or that record as it was read. This one comes
+        behind it: with a greater sequence number in the same shard, or in a shard that has since taken over from that one.
+        InvalidRequest when that is not so of it, for it lies in the shard of another key, or its number was never assigned.
 
             >>> stream = client.create_stream("clicks")
             >>> stream.put("a click", "visitor 1")
@@ -88,11 +101,29 @@ class Stream:
             problem = problem_of(content, key, (self.shard_map.renew()).max_record_bytes)
         if problem is not None:
             raise problem
+        if after is not None:
+            shards = self._known_to(shards, after)
         with self.link.mutex:
             shards = self._lanes.route(shards)
-            batch, place = self._lanes.join(shards.shard_of(key, explicit), content, key, explicit, size_bytes)
+            shard = shards.shard_of(key, explicit)
+            if after is None:
+                batch, place = self._lanes.join(shard, content, key, explicit, size_bytes)
+            else:
+                if after.shard != shard and after.shard in shards.ids:
+                    raise InvalidRequest(f"after a record of shard {after.shard}: the key belongs to shard {shard}")
+                batch, place = PutBatch(Columns([content], [key], [explicit], size_bytes)), 0
+                batch.after = after
+                self._lanes.send(shard, batch)
         batch.done.wait()
         return batch.result(place)
+
+    def _known_to(self, shards: ShardMap, after: PutResult | Record) -> ShardMap:
+        """The shards, as new as a record is."""
+        if after.shard > max(shards.ids):
+            shards = self.shard_map.renew()
+            if after.shard > max(shards.ids):
+                raise InvalidRequest(f"after a record of shard {after.shard}: there never was one")
+        return shards
 
     def put_many(
         self, records: Iterable[tuple[bytes | str, str] | OutgoingRecord], *, raise_on_failure: bool = True
