@@ -108,7 +108,7 @@ def _placed(put: Operation) -> Iterator[tuple[Place, str, str]]:
         yield (put.arguments["shard"], put.value + offset), body, key
 
 
-def _attempts(history: History) -> dict[str, list[Operation]]:
+def attempts_of(history: History) -> dict[str, list[Operation]]:
     """The puts that stored a record, or may have."""
     found: dict[str, list[Operation]] = defaultdict(list)
     for put in history.of("put", outcomes=("ok", "info")):
@@ -117,7 +117,16 @@ def _attempts(history: History) -> dict[str, list[Operation]]:
     return found
 
 
-def _known(history: History) -> dict[int, dict[int, str]]:
+def puts_by_key(history: History) -> dict[str, list[tuple[Operation, Place, str]]]:
+    """The records that were acknowledged, with their put and their place."""
+    found: dict[str, list[tuple[Operation, Place, str]]] = defaultdict(list)
+    for put in history.of("put"):
+        for place, body, key in _placed(put):
+            found[key].append((put, place, body))
+    return found
+
+
+def known_of(history: History) -> dict[int, dict[int, str]]:
     """By shard and sequence number."""
     found: dict[int, dict[int, str]] = defaultdict(dict)
     for put in history.of("put"):
@@ -133,7 +142,7 @@ def _shards(history: History) -> dict[int, ShardFacts]:
     return {one.shard: one for listed in history.of("shards") for one in listed.value}
 
 
-def _ancestors(history: History) -> dict[int, set[int]]:
+def ancestors_of(history: History) -> dict[int, set[int]]:
     """Of each shard: its parents, and theirs."""
     shards = _shards(history)
     found: dict[int, set[int]] = {}
@@ -144,7 +153,7 @@ def _ancestors(history: History) -> dict[int, set[int]]:
 
 
 def _chains(history: History) -> list[Chain]:
-    known = _known(history)
+    known = known_of(history)
     reads: dict[str, list[Operation]] = defaultdict(list)
     for one in history.of("read"):
         reads[one.arguments["chain"]].append(one)
@@ -164,7 +173,7 @@ def _fact(history: History, name: str) -> float | None:
     return None
 
 
-def _may_be_gone(history: History, puts: list[Operation], at: float) -> bool:
+def may_be_gone(history: History, puts: list[Operation], at: float) -> bool:
     """Whether retention may have ended by then."""
     kept = _fact(history, "retention")
     if not kept or not puts:
@@ -216,18 +225,18 @@ def _arrivals(history: History) -> dict[str, int]:
 def lost(history: History) -> list[str]:
     """What was acknowledged, or was ever read, is there at the end, unless its retention is over."""
     drained = {record.body for one, record in _reads(history) if one.process == DRAIN}
-    attempts = _attempts(history)
+    attempts = attempts_of(history)
     complaints = [
         f"{body} was acknowledged at {put.completed:.3f} and is gone"
         for put in history.of("put")
         for body in put.arguments["bodies"]
-        if body not in drained and not _may_be_gone(history, attempts[body], history.ended)
+        if body not in drained and not may_be_gone(history, attempts[body], history.ended)
     ]
     read = {record.body: one for one, record in _reads(history)}
     complaints += [
         f"{body} was read at {one.completed:.3f} and is gone"
         for body, one in read.items()
-        if body not in drained and body in attempts and not _may_be_gone(history, attempts[body], history.ended)
+        if body not in drained and body in attempts and not may_be_gone(history, attempts[body], history.ended)
     ]
     return complaints
 
@@ -264,7 +273,7 @@ def duplicates(history: History) -> list[str]:
 def phantom(history: History) -> list[str]:
     """What is read was put (or may have been) into this shard with this key, and the key belongs there."""
     complaints = []
-    attempts = _attempts(history)
+    attempts = attempts_of(history)
     shards = _shards(history)
     for one, record in _reads(history):
         shard = one.arguments["shard"]
@@ -285,17 +294,13 @@ def order(history: History) -> list[str]:
     """Records of a key follow each other as they were put: by sequence number, from parent to child, and in what a process reads
     that follows children. Arrival times never fall."""
     complaints = []
-    ancestors = _ancestors(history)
-    by_key: dict[str, list[tuple[Operation, Place, str]]] = defaultdict(list)
-    for put in history.of("put"):
-        for place, body, key in _placed(put):
-            by_key[key].append((put, place, body))
+    ancestors = ancestors_of(history)
     delivered: dict[str, dict[str, int]] = defaultdict(dict)
     for process in {one.process for one in history.of("followed")}:
         mine = sorted((one for one in history.of("read") if one.process == process), key=lambda one: one.completed)
         for number, record in enumerate(record for one in mine for record in one.value.records):
             delivered[process].setdefault(record.body, number)
-    for rows in by_key.values():
+    for rows in puts_by_key(history).values():
         for first, place, body in rows:
             for second, other_place, other in rows:
                 if first.completed >= second.invoked:
@@ -337,7 +342,7 @@ def monotonic(history: History) -> list[str]:
 def skipped(history: History) -> list[str]:
     """A chain leaves nothing out: not at its start, not between two reads, not within one, not at the end of a shard."""
     complaints = []
-    attempts, arrivals = _attempts(history), _arrivals(history)
+    attempts, arrivals = attempts_of(history), _arrivals(history)
     for chain in _chains(history):
         seen = -1
         for one in chain.reads:
@@ -347,7 +352,7 @@ def skipped(history: History) -> list[str]:
                 if (
                     sequence not in brought
                     and _belongs(chain, sequence, attempts.get(body, []), arrivals.get(body))
-                    and not _may_be_gone(history, attempts.get(body, []), one.completed)
+                    and not may_be_gone(history, attempts.get(body, []), one.completed)
                 ):
                     start = chain.opened.arguments["start"]
                     complaints.append(
@@ -362,7 +367,7 @@ def iterators(history: History) -> list[str]:
     """An iterator begins where it was asked to begin; it is good for its time and not longer; a shard that was read out
     names its children."""
     complaints = []
-    attempts = _attempts(history)
+    attempts = attempts_of(history)
     for chain in _chains(history):
         for one in chain.reads:
             complaints += [
@@ -396,7 +401,7 @@ def iterators(history: History) -> list[str]:
 def unseen(history: History) -> list[str]:
     """Who follows a stream from its beginning sees each record once."""
     complaints = []
-    attempts = _attempts(history)
+    attempts = attempts_of(history)
     for followed in history.of("followed"):
         seen: dict[str, int] = defaultdict(int)
         for one, record in _reads(history):
@@ -410,7 +415,7 @@ def unseen(history: History) -> list[str]:
             if put.completed < followed.invoked
             and followed.arguments.get("whole", True)
             and body not in seen
-            and not _may_be_gone(history, attempts[body], followed.completed)
+            and not may_be_gone(history, attempts[body], followed.completed)
         ]
     return complaints
 
@@ -423,7 +428,7 @@ def split(history: History) -> list[str]:
         if problem and one.arguments.get("state", "all") != "closed":
             complaints.append(f"ListShards said at {one.completed:.3f}: {problem}")
     complaints += [f"the store had at {one.completed:.3f}: {one.value}" for one in history.of("tiling") if one.value]
-    ancestors = _ancestors(history)
+    ancestors = ancestors_of(history)
     puts = history.of("put")
     younger: dict[int, Operation] = {}
     for put in sorted(puts, key=lambda one: one.completed):
@@ -460,7 +465,7 @@ def trimmed(history: History) -> list[str]:
     calm = [one.completed for one in history.of("calm")]
     if not kept or not calm or history.jumps:
         return []
-    attempts = _attempts(history)
+    attempts = attempts_of(history)
     complaints = []
     for one, record in _reads(history):
         ended = max((put.completed for put in attempts.get(record.body, ())), default=math.inf)
@@ -472,7 +477,7 @@ def trimmed(history: History) -> list[str]:
 def tip(history: History) -> list[str]:
     """Who is told that it is at the tip has read everything that was acknowledged before it asked."""
     complaints = []
-    attempts, arrivals = _attempts(history), _arrivals(history)
+    attempts, arrivals = attempts_of(history), _arrivals(history)
     for chain in _chains(history):
         seen = -1
         for one in chain.reads:
@@ -484,7 +489,7 @@ def tip(history: History) -> list[str]:
                 if (
                     any(put.outcome == "ok" and put.completed < one.invoked for put in puts)
                     and _belongs(chain, sequence, puts, arrivals.get(body))
-                    and not _may_be_gone(history, puts, one.completed)
+                    and not may_be_gone(history, puts, one.completed)
                 ):
                     complaints.append(f"{one.process} was at the tip at {one.invoked:.3f} and had not seen {body} at {sequence}")
     return complaints
@@ -493,7 +498,7 @@ def tip(history: History) -> list[str]:
 def waiting(history: History) -> list[str]:
     """A read that waits is answered when records come, and not only when its time is over."""
     complaints = []
-    attempts, arrivals = _attempts(history), _arrivals(history)
+    attempts, arrivals = attempts_of(history), _arrivals(history)
     for chain in _chains(history):
         seen = -1
         for one in chain.reads:
@@ -504,7 +509,7 @@ def waiting(history: History) -> list[str]:
                     if (
                         any(put.outcome == "ok" and put.completed < late for put in puts)
                         and _belongs(chain, sequence, puts, arrivals.get(body))
-                        and not _may_be_gone(history, puts, one.completed)
+                        and not may_be_gone(history, puts, one.completed)
                     ):
                         complaints.append(f"{one.process} waited until {one.completed:.3f} and was not given {body}")
             seen = max([seen, *(record.sequence for record in one.value.records)])

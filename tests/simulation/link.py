@@ -9,6 +9,7 @@ from typing import Any
 
 import trio
 from penstock_protocol import queue_messages as q
+from penstock_protocol import stream_messages as st
 from penstock_protocol.codec import Message
 from penstock_protocol.connection import Answer, ClientConnection
 from penstock_protocol.errors import PenstockError
@@ -136,6 +137,45 @@ class Link:
                 credit += more
                 _, data = self._connection.request(BY_NAME["Credit"], q.Credit(correlation, more))
                 await stream.send_all(data)
+
+    async def subscribe(
+        self, request: st.SubscribeToShard, take: Callable[[st.PushedRecords], None], more: Callable[[], int], seconds: float
+    ) -> list[int]:
+        """A subscription: hands each push to `take`, and gives the credit that `more` says, now and then. The children of the
+        shard when it was read out; one of BROKEN, or PenstockError, as it ends otherwise. After that time it is cancelled."""
+        try:
+            return await self._subscribe(request, take, more, trio.current_time() + seconds)
+        except BROKEN:
+            await self.close()
+            raise
+
+    async def _subscribe(
+        self, request: st.SubscribeToShard, take: Callable[[st.PushedRecords], None], more: Callable[[], int], end: float
+    ) -> list[int]:
+        with trio.fail_after(PATIENCE_SECONDS):
+            stream = await self._open()
+            correlation, data = self._connection.request(BY_NAME["SubscribeToShard"], request)
+            await stream.send_all(data)
+        cancelled = False
+        while True:
+            with trio.move_on_after(0.5) as scope:
+                answer = await self._next(stream)
+            if scope.cancelled_caught or answer.kind is Kind.PUSH:
+                if not scope.cancelled_caught and answer.correlation == correlation:
+                    take(answer.message())  # type: ignore[arg-type]
+                given = 0 if cancelled else more()
+                if given:
+                    _, data = self._connection.request(BY_NAME["Credit"], q.Credit(correlation, given))
+                    await stream.send_all(data)
+                if trio.current_time() >= end and not cancelled:
+                    cancelled, end = True, trio.current_time() + PATIENCE_SECONDS
+                    _, data = self._connection.request(BY_NAME["Cancel"], Cancel(correlation))
+                    await stream.send_all(data)
+                elif cancelled and trio.current_time() >= end:
+                    raise trio.TooSlowError
+            elif answer.correlation == correlation:
+                reply = answer.message()
+                return list(reply.children)  # type: ignore[attr-defined]
 
 
 async def insist(link: Link, message: Message, name: str | None = None) -> Any:

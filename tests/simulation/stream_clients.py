@@ -70,6 +70,7 @@ class StreamClient(SimulatedClient):
         self.shards: list[ShardFacts] = []
         self.cursors: list[Cursor] = []
         self._chains = 0
+        self._beside = 0
         self._puts: dict[int, tuple[Operation, st.PutRecords]] = {}
 
     async def run(self) -> None:
@@ -246,9 +247,26 @@ class StreamClient(SimulatedClient):
             message = st.MergeShards(STREAM, opened[place + 1].shard, opened[place].shard)
         else:
             kind = "count"
-        if await self.ask(self.begin("reshard", what=str(message)), message) is not None:
-            world.marks[f"reshard by {kind}"] += 1
-            await self.list_shards()
+        async with trio.open_nursery() as nursery:
+            over = trio.Event()
+            if chance.random() < 0.3:
+                for _ in range(2):
+                    nursery.start_soon(self._put_beside, over)
+                await trio.sleep(chance.random() * 2 * world.weather.lag)
+            if await self.ask(self.begin("reshard", what=str(message)), message) is not None:
+                world.marks[f"reshard by {kind}"] += 1
+                await self.list_shards()
+            over.set()
+
+    async def _put_beside(self, over: trio.Event) -> None:
+        """Somebody puts one after the other all the while, so that the last records of a shard and its end are in one commit."""
+        self._beside += 1
+        other = StreamClient(self.world, f"{self.process}+{self._beside}")
+        other.shards = list(self.shards)
+        for _ in range(4):
+            if not over.is_set():
+                await other.put()
+        await other.link.close()
 
     async def tag(self) -> None:
         """Changes something that changes nothing."""

@@ -19,11 +19,16 @@ from penstock_broker.lane import Lane
 from penstock_broker.queues.deduplication import Deduplication
 from penstock_broker.stream_admin import StreamAdmin
 from penstock_broker.stream_catalog import ShardRecord
+from penstock_broker.stream_consumers import StreamConsumers
+from penstock_broker.stream_groups import GroupRecord, StreamGroups
 from penstock_broker.stream_service import StreamService
 from penstock_broker.streams import batches
+from penstock_broker.streams import limits as stream_limits
 from penstock_broker.streams import shard as shard_module
+from penstock_broker.streams.group import Group, Lease
 from penstock_broker.streams.iterators import Iterators
 from penstock_broker.streams.shard import Shard
+from penstock_broker.streams.subscription import Subscription
 from penstock_broker.streams.throughput import Bucket, Throughput
 from penstock_protocol.errors import ShardClosed, ThroughputExceeded
 
@@ -317,6 +322,160 @@ def _arrival_by_the_clock(original: Any) -> Any:
     return restore
 
 
+# Groups
+
+
+def _take_at_once(original: Any) -> Any:
+    def even_out(self: Group, loads: dict[str, int]) -> None:
+        original(self, loads)
+        for shard, lease in list(self.leases.items()):
+            if lease.give_up:
+                least = min(loads, key=lambda name: len(self.shards_of(name)))
+                self.leases[shard] = Lease(least, self._next_lease)
+                self._next_lease += 1
+                self.is_dirty = True
+
+    return even_out
+
+
+def _over_with_the_life(original: Any) -> Any:
+    def from_stored(name: str, values: Any, now_ms: int) -> Group:
+        group: Group = original(name, values, now_ms)
+        for member in group.members.values():
+            member.deadline_ms = now_ms
+        return group
+
+    return from_stored
+
+
+def _children_at_once(original: Any) -> Any:
+    del original
+    return lambda self, extent, known: extent.range.shard not in self.finished
+
+
+def _believe_everybody(original: Any) -> Any:
+    def checkpoint(self: Group, member: str, shard: int, number: int, position: int, extent: Any) -> bool:
+        lease = self.leases.get(shard)
+        found: bool = lease is not None and original(self, lease.member, shard, lease.number, position, extent)
+        return found
+
+    return checkpoint
+
+
+def _go_back(original: Any) -> Any:
+    def checkpoint(self: Group, member: str, shard: int, number: int, position: int, extent: Any) -> bool:
+        lease, before = self.leases.get(shard), self.positions.get(shard, 0)
+        if lease is not None and (lease.member, lease.number) == (member, number) and position < before:
+            self.positions[shard] = position
+            self.is_dirty = True
+        found: bool = original(self, member, shard, number, position, extent)
+        return found
+
+    return checkpoint
+
+
+def _beyond_the_tip(original: Any) -> Any:
+    def checkpoint(self: Group, member: str, shard: int, number: int, position: int, extent: Any) -> bool:
+        found: bool = original(self, member, shard, number, position, dataclasses.replace(extent, end=max(extent.end, position)))
+        return found
+
+    return checkpoint
+
+
+def _fail_over_to_the_tip(original: Any) -> Any:
+    def balance(self: Group, extents: Any) -> None:
+        extents = list(extents)
+        before = {lease.number for lease in self.leases.values()}
+        original(self, extents)
+        for extent in extents:
+            lease = self.leases.get(extent.range.shard)
+            if lease is not None and lease.number not in before and lease.number > len(extents):
+                self.positions[extent.range.shard] = extent.end
+
+    return balance
+
+
+def _answer_heartbeats_at_once(original: Any) -> Any:
+    def save(self: StreamGroups, call: Any, record: Any, answer: Any) -> None:
+        answer()
+        original(self, call, record, lambda: None)
+
+    return save
+
+
+def _checkpoints_in_memory_only(original: Any) -> Any:
+    def to_row(self: GroupRecord, values: Any, modified_ms: int) -> Any:
+        return original(self, {**values, "positions": {}}, modified_ms)
+
+    return to_row
+
+
+def _reset_leaves_leases(original: Any) -> Any:
+    def start_at(self: Group, positions: Any) -> None:
+        leases = dict(self.leases)
+        original(self, positions)
+        self.leases = leases
+
+    return start_at
+
+
+# Registered consumers
+
+
+def _resume_elsewhere(by: int) -> Callable[[Any], Any]:
+    def make(original: Any) -> Any:
+        def subscribe(self: StreamConsumers, call: Any, request: Any) -> None:
+            if request.start == "at" and request.position + by >= 0:
+                request = dataclasses.replace(request, position=request.position + by)
+            original(self, call, request)
+
+        return subscribe
+
+    return make
+
+
+def _credit_is_not_counted(original: Any) -> Any:
+    def pushed(self: Subscription, position: int, records: int) -> None:
+        del records
+        original(self, position, 0)
+
+    return pushed
+
+
+def _whole_pushes(original: Any) -> Any:
+    del original
+    return property(lambda self: stream_limits.PUSH_RECORDS)
+
+
+def _wait_for_the_slow(original: Any) -> Any:
+    def serve(self: StreamConsumers, runtime: Any) -> None:
+        if all(one.subscription.credit > 0 for one in runtime.subscribers.values()):
+            original(self, runtime)
+
+    return serve
+
+
+@contextlib.contextmanager
+def _answer_before_publish() -> Iterator[None]:
+    """The lane calls back, publishes, and serves who waits, in that order."""
+    publish, published = Shard.publish, StreamService.published
+    kept: dict[Shard, Any] = {}
+
+    def later(self: Shard, segments: Any) -> bool:
+        kept[self] = segments
+        return bool(segments)
+
+    def now(self: StreamService, shard: Shard, *, woke: bool) -> None:
+        publish(shard, kept.pop(shard))
+        published(self, shard, woke=woke)
+
+    with mock.patch.object(Shard, "publish", later), mock.patch.object(StreamService, "published", now):
+        yield
+
+
+IN_GROUP: Final = {"members": 3}
+PUSHED: Final = {"subscribers": 2}
+
 BUGS: Final[dict[str, Bug]] = {
     "replies leave before their commit": _replaced(Lane, "_commit", _ack_before_commit, crash=0.6, lag=0.05),
     "replies say ok after a failed commit": _replaced(Lane, "_fail", _ack_on_exception, fail=0.1),
@@ -378,6 +537,38 @@ BUGS: Final[dict[str, Bug]] = {
     "arrival times go back with the clock": Bug(
         lambda: mock.patch.object(Shard, "restore", _arrival_by_the_clock(Shard.restore)), {"jump": 1.0, "crash": 0.6}
     ),
+    "callers are told before a commit is in force": Bug(
+        _answer_before_publish, {"lag": 0.05, "reshard": 3.0, "followers": 2, "kept": 0.0, **PUSHED}
+    ),
+    "a lease is given to two members": _replaced(Group, "_even_out", _take_at_once, shards=3, **IN_GROUP),
+    "sessions end with the broker's life": Bug(
+        lambda: mock.patch.object(Group, "from_stored", _over_with_the_life(Group.from_stored)),
+        {"crash": 0.3, "stop": 0.3, **IN_GROUP},
+    ),
+    "members that are silent keep their leases": _replaced(Group, "expire", _no_more, **IN_GROUP),
+    "a child is given before its parent is read out": _replaced(
+        Group, "_can_begin", _children_at_once, reshard=1.2, kept=0.0, **IN_GROUP
+    ),
+    "a checkpoint of who lost the lease is taken": _replaced(Group, "checkpoint", _believe_everybody, **IN_GROUP),
+    "a checkpoint goes back": _replaced(Group, "checkpoint", _go_back, **IN_GROUP),
+    "a checkpoint beyond the tip is taken": _replaced(Group, "checkpoint", _beyond_the_tip, **IN_GROUP),
+    "fail-over goes on at the tip": _replaced(Group, "balance", _fail_over_to_the_tip, kept=0.0, **IN_GROUP),
+    "heartbeats are answered before their commit": _replaced(
+        StreamGroups, "_save", _answer_heartbeats_at_once, crash=0.6, lag=0.05, **IN_GROUP
+    ),
+    "checkpoints are kept in memory only": _replaced(
+        GroupRecord, "to_row", _checkpoints_in_memory_only, crash=0.6, kept=0.0, **IN_GROUP
+    ),
+    "a reset leaves members their leases": _replaced(Group, "start_at", _reset_leaves_leases, resets=4.0, **IN_GROUP),
+    "a subscription is resumed one record late": _replaced(StreamConsumers, "subscribe", _resume_elsewhere(1), cut=0.5, **PUSHED),
+    "a subscription is resumed one record early": _replaced(
+        StreamConsumers, "subscribe", _resume_elsewhere(-1), cut=0.5, **PUSHED
+    ),
+    "records are pushed beyond the credit": _replaced(Subscription, "max_records", _whole_pushes, **PUSHED),
+    "what is pushed costs no credit": _replaced(Subscription, "pushed", _credit_is_not_counted, **PUSHED),
+    "a slow subscriber holds the others up": _replaced(StreamConsumers, "serve", _wait_for_the_slow, slow=True, **PUSHED),
+    "subscriptions are never served": _replaced(StreamConsumers, "serve", _no_more, **PUSHED),
+    "subscriptions outlive their consumer": _replaced(StreamConsumers, "_subscribers", lambda _: lambda *_: [], **PUSHED),
 }
 """Each promise and how it is broken."""
 

@@ -30,13 +30,16 @@ from penstock_storage.interface import Commit
 from penstock_storage.memory import MemoryStore
 
 from tests.checkers.queues import DRAIN
-from tests.checkers.streams import complaints_of, hash_of, untiled
+from tests.checkers.stream_readers import complaints_of
+from tests.checkers.streams import hash_of, untiled
 from tests.simulation.link import Link, insist
 from tests.simulation.story import line
 from tests.simulation.stream_clients import STREAM as NAME
 from tests.simulation.stream_clients import Follower, StreamClient, batch_of, records_of
+from tests.simulation.stream_readers import Member, Subscriber
 from tests.simulation.weather import Weather
 from tests.simulation.world import World, simulate
+from tests.torture.record import RecordedHistory
 
 SMALL_LIMITS: Final[dict[str, tuple[int, ...]]] = {
     "SEGMENT_RECORDS": (1, 2, 4),
@@ -60,7 +63,8 @@ SWEEP_SECONDS: Final = 1.0
 class StreamWeather(Weather):
     """`reshard` is its weight among the operations, `kept` the retention and `expiry` the life of iterators in seconds (0: as
     long as usual), `small` the limits of streams that are made small, `passes` how many records a shard takes per second (0: as
-    many as come)."""
+    many as come). `members` are in one group, which is reset now and then
+    where `resets` says so; `subscribers` are pushed to, and a `slow` one that gives no credit."""
 
     shards: int = 1
     followers: int = 1
@@ -69,6 +73,10 @@ class StreamWeather(Weather):
     expiry: float = 0.0
     small: tuple[tuple[str, int], ...] = ()
     passes: int = 0
+    members: int = 0
+    subscribers: int = 0
+    slow: bool = False
+    resets: float = 0.0
 
 
 def drawn(chance: random.Random) -> StreamWeather:
@@ -84,6 +92,10 @@ def drawn(chance: random.Random) -> StreamWeather:
         expiry=chance.choice((0.0, 0.0, 1.5)),
         small=tuple((name, chance.choice(values)) for name, values in SMALL_LIMITS.items() if small and chance.random() < 0.6),
         passes=chance.choice((0, 0, 0, 3, 8)),
+        members=chance.choice((0, 0, 0, 2, 3)),
+        subscribers=chance.choice((0, 0, 0, 1)),
+        slow=chance.random() < 0.1,
+        resets=chance.choice((0.0, 0.0, 1.0)),
     )
 
 
@@ -111,6 +123,13 @@ async def story(world: World) -> None:
     async with trio.open_nursery() as world.limbo, trio.open_nursery() as followers:
         for number in range(weather.followers):
             followers.start_soon(Follower(world, f"f{number}", ends).run)
+        for number in range(weather.members):
+            followers.start_soon(Member(world, f"m{number}", ends).run)
+        subscribers = [Subscriber(world, f"s{number}", ends) for number in range(weather.subscribers)]
+        if weather.slow:
+            subscribers.insert(0, Subscriber(world, "slow", ends, [one.through for one in subscribers]))
+        for subscriber in subscribers:
+            followers.start_soon(subscriber.run)
         async with trio.open_nursery() as outer:
             outer.start_soon(world.chaos)
             async with trio.open_nursery() as clients:
@@ -244,6 +263,7 @@ async def _look_around(world: World) -> None:
         "sessions": len(broker.sessions),
         "connections": broker.counters.connections,
         "waiters": sum(len(runtime.waiters) for runtime in service.runtimes.values()),
+        "subscribers": sum(len(runtime.subscribers) for runtime in service.runtimes.values()),
         "deadlines": sum(entry[2] in entry[2].runtime.waiters for entry in service._deadlines),
         "loading": len(service._loading),
         "tips": sum(one.shard.tip_bytes - sum(s.blob_bytes for s in one.shard._tip) for one in service.runtimes.values()),
@@ -317,7 +337,9 @@ def run_seed(seed: int, weather: StreamWeather | None = None) -> tuple[World, li
         if error.subgroup(KeyboardInterrupt) is not None:
             raise
         _complain(world, 0.0, "the run fell over", "".join(traceback.format_exception(error))[-2_000:])
-    return world, complaints_of(world.history)
+    history = RecordedHistory(world.history.operations)
+    history.jumps = world.history.jumps
+    return world, complaints_of(history)
 
 
 def report(world: World, complaints: list[str], tail: int = 25) -> str:
