@@ -209,13 +209,17 @@ class StreamGroups:
             record = self._new(stream, request, extents, now_ms)
         group, member = record.group, request.member.hex()
         group.expire(now_ms)
+        if group.is_overtaken(member, request.beat):
+            raise InvalidRequest(f"a later heartbeat of this member was here before its {request.beat}.")
+        repeated = group.is_repeated(member, request.beat)
         if request.joining:
-            group.leave(member)
+            if not repeated:
+                group.leave(member)
         elif member not in group.members:
             raise MemberExpired()
         if member not in group.members and len(group.members) >= limits.MAX_MEMBERS:
             raise LimitExceeded(f"a group has at most {limits.MAX_MEMBERS} members")
-        if not group.heartbeat(member, request.session_ms, now_ms):
+        if not group.heartbeat(member, request.session_ms, now_ms, request.beat):
             group.is_dirty = True
         lost = []
         try:
@@ -223,7 +227,7 @@ class StreamGroups:
                 extent = extents.get(one.shard)
                 if extent is None or not group.checkpoint(member, one.shard, one.lease, one.position, extent):
                     lost.append(one.shard)
-            for shard in request.released or []:
+            for shard in [] if repeated else request.released or []:
                 group.release(member, shard)
             if request.leaving:
                 group.leave(member)

@@ -83,6 +83,7 @@ class Membership:
         self._joining = True
         self._sent: list[tuple[Lease, int]] = []
         self._sent_at = -math.inf
+        self._beat = 0
 
     def is_valid(self, now: float) -> bool:
         """Whether the leases are this member's for sure."""
@@ -111,6 +112,7 @@ class Membership:
     def heartbeat(self, now: float, *, leaving: bool = False) -> wire.GroupHeartbeat:
         """What to say now. A shard that is given back with it is not this member's from here on."""
         self._sent_at = now
+        self._beat += 1
         self._sent = [(lease, lease.done) for lease in self.leases.values() if lease.done > lease.noted]
         released = [lease for lease in self.leases.values() if lease.can_go(now)]
         for lease in released:
@@ -125,6 +127,7 @@ class Membership:
             self._start,
             [wire.Checkpoint(lease.shard, lease.number, position) for lease, position in self._sent],
             [lease.shard for lease in released],
+            self._beat,
         )
 
     def answered(self, reply: wire.GroupLeases) -> Change:

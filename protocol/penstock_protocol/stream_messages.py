@@ -265,7 +265,8 @@ class GroupHeartbeat(Message):
 
     `joining`: it is new (or starts anew) and has no shard; the first heartbeat of a group makes it, with `start` (trim_horizon or
     latest) as the place where it begins. `leaving`: it stops, and its shards are free. `released`: shards it gives up because
-    it was asked to; what it had processed of them is in `checkpoints`."""
+    it was asked to; what it had processed of them is in `checkpoints`. `beat`: this member's heartbeats in their order, from 1
+    (0: it does not say), so that one which a lost connection had held up does not end leases that began after it."""
 
     stream: str
     group: str
@@ -276,6 +277,7 @@ class GroupHeartbeat(Message):
     start: str = "trim_horizon"
     checkpoints: list[Checkpoint] | None = None
     released: list[int] | None = None
+    beat: int = 0
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -217,6 +217,27 @@ async def test_a_shard_moves_when_its_owner_has_given_it_up_and_to_its_checkpoin
 
 
 @on_jumping_clock
+async def test_a_heartbeat_that_comes_late_or_again_ends_no_lease() -> None:
+    async with house() as one:
+        peer = await a_stream(one, 2)
+        joined = await join(peer, A, beat=1)
+        assert (await join(peer, A, beat=1)).leases == joined.leases, "the same join over another connection"
+        anew = await join(peer, A, beat=2)
+        assert {lease.lease for lease in anew.leases}.isdisjoint(lease.lease for lease in joined.leases)
+        with pytest.raises(InvalidRequest):
+            await join(peer, A, beat=1)
+        released = await beat(peer, A, released=[1], beat=3)
+        assert lease_of(released, 1) != lease_of(anew, 1), "it is given back to the only member, and begins anew"
+        assert (await beat(peer, A, released=[1], beat=3)).leases == released.leases
+        assert (await beat(peer, A, beat=4)).leases == released.leases
+        with pytest.raises(InvalidRequest):
+            await beat(peer, A, released=[1], beat=3)
+        with pytest.raises(InvalidRequest):
+            await beat(peer, A, leaving=True, beat=3)
+        assert (await beat(peer, A, beat=5)).leases == released.leases
+
+
+@on_jumping_clock
 async def test_who_leaves_or_joins_anew_has_nothing_and_others_get_it_at_once() -> None:
     async with house() as one:
         peer = await a_stream(one, 2)
@@ -481,6 +502,8 @@ class Members:
         self.until: dict[bytes, float] = {}
         self.noted: dict[int, int] = {}
         """By shard, the checkpoint that was acknowledged."""
+        self.said: list[st.GroupHeartbeat] = []
+        """All heartbeats: copies of them may come late, from connections that were lost."""
 
     def check(self) -> None:
         now = trio.current_time()
@@ -490,11 +513,14 @@ class Members:
                 assert owners.setdefault(shard, member) == member, f"shard {shard} is in two hands"
 
     async def step(self, peer: Peer) -> None:
+        if self.said and self.chance.random() < 0.2:
+            with contextlib.suppress(InvalidRequest, MemberExpired, CheckpointInvalid, StoreFailed, OutcomeUnknown):
+                await peer.call(self.chance.choice(self.said[-6:]))
         member = self.chance.choice([A, B, C])
         mine = self.has.get(member)
         if mine is None or self.chance.random() < 0.05:
             self.has[member], self.until[member] = {}, 0.0
-            request = st.GroupHeartbeat("s", "g", member, joining=True)
+            request = st.GroupHeartbeat("s", "g", member, joining=True, beat=len(self.said) + 1)
         else:
             released = [shard for shard, lease in mine.items() if lease.give_up and self.chance.random() < 0.7]
             checkpoints = []
@@ -507,7 +533,10 @@ class Members:
             leaving = self.chance.random() < 0.05
             if leaving:
                 mine.clear()
-            request = st.GroupHeartbeat("s", "g", member, leaving=leaving, checkpoints=checkpoints, released=released)
+            request = st.GroupHeartbeat(
+                "s", "g", member, leaving=leaving, checkpoints=checkpoints, released=released, beat=len(self.said) + 1
+            )
+        self.said.append(request)
         asked = trio.current_time()
         try:
             reply = await peer.call(request)

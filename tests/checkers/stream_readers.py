@@ -113,7 +113,7 @@ def _seen(history: History) -> dict[Shard, list[Seen]]:
 
 def exclusive(history: History) -> list[str]:
     """Two members never have one shard: from when a member is told of a lease until it gives it up, or its session is over since
-    it asked. (What gave it up and was never answered may arrive later.) No number of a lease is given twice."""
+    it asked. No number of a lease is given twice."""
     complaints = []
     resets = _resets(history)
     members: dict[tuple[str, str], list[Operation]] = defaultdict(list)
@@ -130,7 +130,6 @@ def exclusive(history: History) -> list[str]:
             for reset in resets:
                 if reset.completed >= one.invoked:
                     until = min(until, reset.invoked)
-            doubtful = {shard for other in mine[:place] if other.outcome == "info" for shard in other.arguments["released"]}
             for granted in one.value.leases:
                 if owners.setdefault((group, granted.lease), (member, granted.shard)) != (member, granted.shard):
                     complaints.append(f"lease {granted.lease} is {owners[group, granted.lease]} and {(member, granted.shard)}")
@@ -141,7 +140,7 @@ def exclusive(history: History) -> list[str]:
                     if _gives_up(later, granted.shard):
                         end = later.invoked
                         break
-                if end > one.completed and granted.shard not in doubtful:
+                if end > one.completed:
                     spans[group, granted.shard].append((one.completed, end, member, granted.lease))
     for (_, shard), found in spans.items():
         held: dict[str, float] = {}

@@ -52,6 +52,7 @@ class Member(StreamClient):
     def _born(self) -> None:
         self._lives += 1
         self._member = self.world.chance.randbytes(16)
+        self._beat = 0
         self._session = self.world.chance.choice((1.0, 2.0, 5.0))
         self._joined = False
         self._until = 0.0
@@ -137,18 +138,28 @@ class Member(StreamClient):
             released=released,
             wrong=wrong,
         )
+        self._beat += 1
         notes = [st.Checkpoint(one.shard, one.lease, one.position) for one in checkpoints]
         reply = await self.ask(
             operation,
             st.GroupHeartbeat(
-                STREAM, GROUP, self._member, int(self._session * 1000), joining, leaving, "trim_horizon", notes, released
+                STREAM,
+                GROUP,
+                self._member,
+                int(self._session * 1000),
+                joining,
+                leaving,
+                "trim_horizon",
+                notes,
+                released,
+                self._beat,
             ),
         )
         if reply is not None:
             operation.value = Leases([Granted(one.shard, one.lease, one.position) for one in reply.leases], list(reply.lost))
             self._take_in(operation, reply)
         elif joining and operation.outcome == "info":
-            self._member = self.world.chance.randbytes(16)  # (This one may join later than the next.)
+            self.world.marks["join of unknown outcome"] += 1
         elif operation.error == "MemberExpired":
             self.world.marks["member expired"] += 1
             self._forget()

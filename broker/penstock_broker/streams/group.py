@@ -37,10 +37,11 @@ class Extent:
 
 @dataclasses.dataclass(slots=True)
 class Member:
-    """One process that reads. `deadline_ms`: when it is given up unless it is heard of."""
+    """One process that reads. `deadline_ms`: when it is given up unless it is heard of. `beat`: its last heartbeat's number."""
 
     session_ms: int
     deadline_ms: int
+    beat: int = 0
 
 
 @dataclasses.dataclass(slots=True)
@@ -68,12 +69,23 @@ class Group:
 
     # Members
 
-    def heartbeat(self, member: str, session_ms: int, now_ms: int) -> bool:
+    def is_overtaken(self, member: str, beat: int) -> bool:
+        """Whether a later heartbeat of the member was here before this one. (A restart forgets: no connection outlives it.)"""
+        known = self.members.get(member)
+        return known is not None and 0 < beat < known.beat
+
+    def is_repeated(self, member: str, beat: int) -> bool:
+        """Whether this heartbeat was here before: the leases that it ended and began are what they are."""
+        known = self.members.get(member)
+        return known is not None and 0 < beat == known.beat
+
+    def heartbeat(self, member: str, session_ms: int, now_ms: int, beat: int = 0) -> bool:
         """The member lives. Whether it was known: if not, it is a member from now on, with no lease yet."""
         known = self.members.get(member)
         if known is None:
-            self.members[member] = Member(session_ms, now_ms + session_ms)
+            self.members[member] = Member(session_ms, now_ms + session_ms, beat)
             return False
+        known.beat = max(known.beat, beat)
         known.session_ms = session_ms
         known.deadline_ms = now_ms + session_ms
         return True
