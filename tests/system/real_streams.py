@@ -47,6 +47,9 @@ CATCH_SECONDS: Final = 10.0
 LIMIT_SECONDS: Final = 900.0
 GROUP: Final = "analytics"
 NO_AIRCRAFT: Final = "unknown"
+GATES: Final = (1 / 3, 1 / 2, 2 / 3, 5 / 6)
+"""Before this share of its records a producer waits: until the shards are about to be split, until they are, until they are about
+to be merged, until they are. So records come before, during and after each change, however quick producers are."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -73,16 +76,15 @@ def key_of(values: dict[str, Any]) -> str:
 
 
 def _parts(plan: Plan, number: int) -> Iterator[list[tuple[str, str]]]:
-    """A producer's records in batches: all flights of its aircraft, in their order. It waits at each third until the shards are
-    about to change, so that they change while records come."""
+    """A producer's records in batches: all flights of its aircraft, in their order. It waits at the GATES."""
     flights = frame(plan.records)
     keys = flights["tailnum"].fillna(NO_AIRCRAFT)
     mine = flights[[zlib.crc32(key.encode()) % PRODUCERS == number for key in keys]]
     bodies = mine.to_json(orient="records", lines=True).splitlines()
     rows = list(zip(bodies, mine["tailnum"].fillna(NO_AIRCRAFT), strict=True))
     for start in range(0, len(rows), BATCH):
-        for third, gate in enumerate(_gates, 1):
-            if start >= len(rows) * third // 3 and not gate.wait(LIMIT_SECONDS):
+        for share, gate in zip(GATES, _gates, strict=True):
+            if start >= len(rows) * share and not gate.wait(LIMIT_SECONDS):
                 raise TimeoutError(f"the shards were not changed within {LIMIT_SECONDS} s")
         yield rows[start : start + BATCH]
 
@@ -400,7 +402,7 @@ def run(url: str, store: str, records: int, folder: Path) -> Report:
     """The whole story against the broker at `url`; journals go into `folder`. AssertionError when anything is missing, changed,
     out of order or handled once more than the checkpoints say."""
     plan = Plan(url, records)
-    gates = [multiprocessing.get_context("spawn").Event() for _ in range(2)]
+    gates = [multiprocessing.get_context("spawn").Event() for _ in GATES]
     context = multiprocessing.get_context("spawn")
     with (
         Client(url) as client,
@@ -411,8 +413,10 @@ def run(url: str, store: str, records: int, folder: Path) -> Report:
         generations: list[frozenset[int]] = [frozenset(one.shard for one in stream.shards("open"))]
 
         def reshard(change: Callable[[Stream], None]) -> None:
-            gates[len(generations) - 1].set()
+            about_to, done = gates[2 * len(generations) - 2 : 2 * len(generations)]
+            about_to.set()
             change(stream)
+            done.set()
             generations.append(frozenset(one.shard for one in stream.shards("open")))
 
         steps: list[tuple[float, Callable[[], None]]] = [
