@@ -209,9 +209,10 @@ class StreamGroups:
             record = self._new(stream, request, extents, now_ms)
         group, member = record.group, request.member.hex()
         group.expire(now_ms)
-        if group.is_overtaken(member, request.beat):
-            raise InvalidRequest(f"a later heartbeat of this member was here before its {request.beat}.")
-        repeated = group.is_repeated(member, request.beat)
+        last = group.last_beat(member)
+        if 0 < request.beat < last:
+            raise InvalidRequest(f"heartbeat {request.beat} of this member comes after its {last}: nothing was done")
+        repeated = 0 < request.beat == last  # the leases that it ended and began are what they are
         if request.joining:
             if not repeated:
                 group.leave(member)

@@ -69,15 +69,10 @@ class Group:
 
     # Members
 
-    def is_overtaken(self, member: str, beat: int) -> bool:
-        """Whether a later heartbeat of the member was here before this one. (A restart forgets: no connection outlives it.)"""
+    def last_beat(self, member: str) -> int:
+        """The number of the member's last heartbeat; 0: it said none. (A restart forgets: no connection outlives it.)"""
         known = self.members.get(member)
-        return known is not None and 0 < beat < known.beat
-
-    def is_repeated(self, member: str, beat: int) -> bool:
-        """Whether this heartbeat was here before: the leases that it ended and began are what they are."""
-        known = self.members.get(member)
-        return known is not None and 0 < beat == known.beat
+        return 0 if known is None else known.beat
 
     def heartbeat(self, member: str, session_ms: int, now_ms: int, beat: int = 0) -> bool:
         """The member lives. Whether it was known: if not, it is a member from now on, with no lease yet."""

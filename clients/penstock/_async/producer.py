@@ -36,11 +36,10 @@ class AsyncProducer:
     """Made by AsyncStream.producer; used as `async with`, whose end sends everything and waits for it.
 
     `put` returns as soon as a record is in the buffer. A shard's batch is sent when it is full (`max_records`, `max_bytes`) or
-    `linger` seconds old, and the one before it was answered; under load batches grow by themselves, for over all
-    shards only 32 are on their way at a time. When `buffer_bytes` wait for their answer, `put` waits. Batches are repeated
-    over lost connections and restarts of the broker for `delivery_timeout` seconds, without
-    making second records; records of a shard keep their order (unless `ordered` is False). A split or merge of shards is
-    followed.
+    `linger` seconds old, and the one before it was answered; under load batches grow by themselves, for over all shards only 32
+    are on their way at a time. When `buffer_bytes` wait for their answer, `put` waits. Batches are repeated over lost connections
+    and restarts of the broker for `delivery_timeout` seconds, without making second records; records of a shard keep their order
+    (unless `ordered` is False). A split or merge of shards is followed.
 
     What is refused for good, or could not be delivered in time, is told by PutFailed out of the next `put` or `flush`, or at
     the end of the block: `.records` has it. A record is told of once.

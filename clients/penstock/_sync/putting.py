@@ -245,7 +245,7 @@ class Lanes:
         return batch, place
 
     def extend(self, shard: int, columns: Columns, since: float) -> None:
-        """Puts many records of one shard behind what is gathered for it already. `since`: how long they have waited."""
+        """Puts many records of one shard behind what is gathered for it already; they have waited since then."""
         lane = self._lane(shard)
         limit = self.limit_bytes(self._max_bytes)
         start, count = 0, len(columns)
