@@ -83,7 +83,9 @@ class StreamLoad(Load):
             tasks.start_soon(self._follow, patient)
             tasks.start_soon(self._repeat, self._look, patient)
             if self.name == "c0":
-                tasks.start_soon(self._repeat, self._reshard, patient)
+                # (Reshards are few, and kills seldom meet one: who does not wait for the broker to be back is left in doubt.)
+                for client in (patient, hasty):
+                    tasks.start_soon(self._repeat, self._reshard, client)
             await anyio.to_thread.run_sync(sys.stdin.read, abandon_on_cancel=True)
             self.stopped.set()
 
